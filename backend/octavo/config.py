@@ -1,0 +1,135 @@
+"""Engine settings: one frozen dataclass, read from engine.toml and the environment.
+
+`OCTAVO_MODEL` names the checkpoint folder; `OCTAVO_ENGINE_<FIELD>` overrides a field.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from octavo.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENV_MODEL = "OCTAVO_MODEL"
+ENV_PREFIX = "OCTAVO_ENGINE_"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+_SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+               "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+
+
+def _byte_size(value: object) -> object:
+    if isinstance(value, str) and not value.isdigit():
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError('should be a number of bytes, such as 1073741824, "512MiB" or "2GiB"')
+        return int(float(match[1]) * _SIZE_UNITS[(match[2] or "").lower()])
+    return value
+
+
+def _none_if_auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
+Auto = BeforeValidator(_none_if_auto)
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class SLO:
+    """What a good request meets; the default is MLPerf's llama3.1-8b Server scenario."""
+
+    ttft_s: Annotated[float, Field(gt=0)] = 2.0
+    tpot_s: Annotated[float, Field(gt=0)] = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class EngineConfig:
+    """Settings of one engine. None (written "auto") means: derived at load, and logged."""
+
+    model: Path
+    dtype: DType = "auto"  # auto: the checkpoint's own
+    max_model_len: Annotated[int, Field(ge=2)] | Annotated[None, Auto] = None
+    # A step computes at most this many tokens: decodes first, then chunks of prompts. It
+    # bounds the length of a step, and so how soon a cancelled request gives back its blocks.
+    max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**20)] = 256
+    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 32
+    # Admitted beyond max_num_seqs, so that a free place is filled within one step; all
+    # further requests stay in the Triton server's queue, under its policy.
+    max_num_waiting: Annotated[int, Field(ge=0, le=4096)] = 4
+    block_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    kv_cache_bytes: (
+        Annotated[int, BeforeValidator(_byte_size), Field(ge=1)] | Annotated[None, Auto]
+    ) = None
+    watermark_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
+    sender_threads: Annotated[int, Field(ge=1, le=16)] = 2
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
+    slo: SLO = SLO()
+
+    def __post_init__(self) -> None:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens = {self.max_num_batched_tokens} should be at least "
+                f"max_num_seqs = {self.max_num_seqs}: every running sequence decodes each step"
+            )
+
+    @property
+    def max_num_admitted(self) -> int:
+        return self.max_num_seqs + self.max_num_waiting
+
+
+_ADAPTER = TypeAdapter(EngineConfig)
+_FIELDS = tuple(EngineConfig.__dataclass_fields__)
+
+
+def make_config(**values: Any) -> EngineConfig:
+    """EngineConfig from plain values. Raises ConfigError naming field, value and limit."""
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as exc:
+        fault = exc.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in fault["loc"] if part in _FIELDS or part in ("ttft_s", "tpot_s"))
+        field = field or ".".join(str(part) for part in fault["loc"][:1])
+        message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if fault["type"] == "unexpected_keyword_argument":
+            message = f"unknown setting; known: {', '.join(_FIELDS)}"
+        got = f"{field} = {fault['input']!r}: " if field else ""
+        raise ConfigError(f"engine settings: {got}{message}") from None
+
+
+def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineConfig:
+    """Settings of `toml`, overridden by the environment.
+
+    A relative `model` in the file counts from the file's folder. Raises ConfigError.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(toml.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{toml}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{toml}: {exc}") from None
+    if "model" in values:
+        values["model"] = toml.parent / str(values["model"])
+    for name, value in environ.items():
+        if name.startswith(ENV_PREFIX):
+            field = name.removeprefix(ENV_PREFIX).lower()
+            if field.startswith("slo_"):
+                values.setdefault("slo", {})[field.removeprefix("slo_")] = value
+            else:
+                values[field] = value
+    if environ.get(ENV_MODEL):
+        values["model"] = environ[ENV_MODEL]
+    if "model" not in values:
+        raise ConfigError(f"{toml}: model is not set; set it there or in {ENV_MODEL}")
+    return make_config(**values)

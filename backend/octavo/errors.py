@@ -1,0 +1,42 @@
+"""What a caller or an operator can cause.
+
+* OctavoError
+  + ConfigError              the operator's: engine.toml, environment, checkpoint folder
+    - UnsupportedModelError  the checkpoint asks for something the engine does not have
+  + InvalidRequestError      the caller's: one field of one request
+  + EngineDeadError          the decode loop has ended; nothing can be served any more
+"""
+
+
+class OctavoError(Exception):
+    """Base of every error that Octavo raises on purpose."""
+
+
+class ConfigError(OctavoError):
+    """A setting or a checkpoint that cannot be served; the message names it and its limit."""
+
+
+class UnsupportedModelError(ConfigError):
+    """A checkpoint whose config asks for something unsupported; names config key and value."""
+
+    def __init__(self, key: str, value: object, supported: str) -> None:
+        super().__init__(f"config.json: {key} = {value!r} is not supported; supported: {supported}")
+        self.key = key
+        self.value = value
+
+
+class InvalidRequestError(OctavoError):
+    """A request that cannot be served as it was sent; names field, value and limit."""
+
+    MAX_SHOWN = 80
+
+    def __init__(self, field: str, value: object, limit: str) -> None:
+        shown = value if isinstance(value, str) else repr(value)
+        if len(shown) > self.MAX_SHOWN:
+            shown = f"{shown[: self.MAX_SHOWN]}… ({len(shown)} characters)"
+        super().__init__(f"{field}: got {shown}; {limit}")
+        self.field = field
+
+
+class EngineDeadError(OctavoError):
+    """The decode loop has ended, by a fault or a shutdown."""

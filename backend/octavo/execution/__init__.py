@@ -1,0 +1,1 @@
+"""Computes: forward batches, KV memory, sampling. Knows tensors, decides nothing."""

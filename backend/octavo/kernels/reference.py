@@ -1,0 +1,162 @@
+"""Each operator in plain torch: the specification, the tests' oracle, the last-resort fallback.
+
+Letters in shapes: T tokens, S sequences, H query heads, G key-value heads (H a multiple of G),
+D head_dim, B blocks of a table, Z tokens of a block, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, in], weight [out, in], bias [out] → [T, out]."""
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32.
+
+    x [..., N], weight [N] → [..., N] of x's type. Zhang and Sennrich, 2019, arXiv:1910.07467.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+    return (wide * scale).to(x.dtype) * weight
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual). All [T, N]; `residual` is overwritten by the sum."""
+    residual += x
+    return rms_norm(residual, weight, eps), residual
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x [T, heads, D] by cos, sin [T, D/2], float32.
+
+    The halves of a head are rotated against each other, the layout of Hugging Face
+    checkpoints. Su et al., 2021, arXiv:2104.09864.
+    """
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """silu(gate) · up, with x [T, 2·N] = gate and up side by side → [T, N]."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def store_kv(
+    keys: Tensor, values: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """Writes keys, values [T, G, D] into the caches [blocks, Z, G, D] of one layer, in place.
+
+    slot_mapping [T]: block · Z + offset, or −1 to skip the token.
+    """
+    if bool((slot_mapping < 0).any()):
+        kept = slot_mapping >= 0
+        keys, values, slot_mapping = keys[kept], values[kept], slot_mapping[kept]
+    key_cache.flatten(0, 1).index_copy_(0, slot_mapping, keys)
+    value_cache.flatten(0, 1).index_copy_(0, slot_mapping, values)
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_tables: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    num_decodes: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention of each token to its own sequence's cached tokens.
+
+    query [T, H, D]: sequence after sequence, the first `num_decodes` with one token each
+    key_cache, value_cache [blocks, Z, G, D]; block_tables [S, B]
+    query_start [S + 1]: where each sequence's tokens begin
+    context_lens [S]: cached tokens, those of the query included, which are its last
+    → [T, H, D]
+    """
+    out = torch.empty_like(query)
+    lengths = query_start.diff()
+    for rows, widest in ((slice(0, num_decodes), 1), (slice(num_decodes, None), None)):
+        lens = lengths[rows]
+        if len(lens) == 0:
+            continue
+        width = widest or int(lens.max())
+        # Token j of a shorter sequence is a copy of its last one, written last to its place.
+        offsets = torch.minimum(torch.arange(width, device=query.device), lens[:, None] - 1)
+        tokens = query_start[:-1][rows][:, None] + offsets  # [S, width]
+        positions = (context_lens[rows] - lens)[:, None] + offsets
+        longest = int(context_lens[rows].max())
+        blocks = -(-longest // key_cache.shape[1])
+        tables = block_tables[rows, :blocks]
+        out[tokens] = _padded_attention(
+            query[tokens], key_cache[tables].flatten(1, 2), value_cache[tables].flatten(1, 2),
+            positions, scale,
+        )  # fmt: skip
+    return out
+
+
+def _padded_attention(
+    query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float
+) -> Tensor:
+    """query [S, Q, H, D] at positions [S, Q]; keys, values [S, C, G, D] → [S, Q, H, D].
+
+    The H/G query heads of a group are folded into the query's length, so that keys and values
+    are never repeated.
+    """
+    sequences, width, heads, dim = query.shape
+    groups = keys.shape[2]
+    folded = query.view(sequences, width, groups, heads // groups, dim).permute(0, 2, 3, 1, 4)
+    visible = torch.arange(keys.shape[1], device=query.device) <= positions[:, :, None]
+    visible = visible[:, None, None].expand(-1, 1, heads // groups, -1, -1).flatten(2, 3)
+    attended = F.scaled_dot_product_attention(
+        folded.flatten(2, 3), keys.transpose(1, 2), values.transpose(1, 2),
+        attn_mask=visible, scale=scale,
+    )  # fmt: skip
+    unfolded = attended.view(sequences, groups, heads // groups, width, dim)
+    return unfolded.permute(0, 3, 1, 2, 4).reshape(sequences, width, heads, dim)
+
+
+def sample(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+) -> Tensor:
+    """One token for each row of logits [S, V] float32 → [S] int64.
+
+    temperature [S]: 0 takes the most likely token. top_k [S] int64: 0 or less is off. top_p [S]:
+    the smallest set of most likely tokens whose probability reaches it; 1 is off. uniform [S]
+    in [0, 1) float64 picks by the inverse of the cumulative distribution, so that a row's token
+    depends on its own logits and number alone, whatever the batch.
+    """
+    tokens = logits.argmax(-1)
+    warm = (temperature > 0).nonzero().squeeze(1)
+    if len(warm) == 0:
+        return tokens
+    probs = (logits[warm] / temperature[warm, None]).softmax(-1)
+    top_k, top_p = top_k[warm], top_p[warm]
+    cut = ((top_k > 0) | (top_p < 1)).nonzero().squeeze(1)
+    if len(cut) > 0:
+        probs[cut] = _cut_tail(probs[cut], top_k[cut], top_p[cut])
+    cumulative = probs.double().cumsum(-1)
+    target = uniform[warm] * cumulative[:, -1]
+    picked = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(1)
+    tokens[warm] = picked.clamp_(max=logits.shape[1] - 1)
+    return tokens
+
+
+def _cut_tail(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """probs [S, V] with zeros outside of each row's top_k and top_p; at least one token stays."""
+    vocabulary = probs.shape[1]
+    ordered, order = probs.sort(-1, descending=True, stable=True)
+    rank = torch.arange(vocabulary, device=probs.device)
+    limit = torch.where(top_k > 0, top_k, vocabulary)
+    ordered.masked_fill_(rank >= limit[:, None], 0)
+    # top_p counts within what top_k left, as in vLLM and transformers.
+    before = ordered.cumsum(-1) - ordered
+    reached = before >= top_p[:, None] * ordered.sum(-1, keepdim=True)
+    reached[:, 0] = False
+    ordered.masked_fill_(reached, 0)
+    return torch.zeros_like(probs).scatter_(1, order, ordered)

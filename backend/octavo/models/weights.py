@@ -1,0 +1,104 @@
+"""Reads safetensors checkpoints. Nothing else is opened: a pickle can run code when loaded."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from octavo.errors import ConfigError
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_LOADABLE = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Checkpoint:
+    """The tensors of a folder, taken one by one and checked against the expected shape."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._shard_of: dict[str, str] = {}
+        self._shards: dict[str, Any] = {}
+        for shard, names in _shards(folder).items():
+            self._shards[shard] = _open(folder / shard)
+            held = set(self._shards[shard].keys())
+            for name in names or held:
+                if name not in held:
+                    raise ConfigError(f"{folder / shard}: tensor {name} is missing")
+                self._shard_of[name] = shard
+        self._left = set(self._shard_of)
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._shards.clear()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A copy of one tensor in the engine's type. Raises ConfigError if it is missing, of
+        another shape, or of a type that needs more than a cast."""
+        if name not in self._shard_of:
+            raise ConfigError(f"checkpoint: tensor {name} {list(shape)} is missing")
+        tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise ConfigError(
+                f"checkpoint: tensor {name} has shape {list(tensor.shape)}; "
+                f"config.json asks for {list(shape)}"
+            )
+        if tensor.dtype not in _LOADABLE:
+            raise ConfigError(f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit")
+        self._left.discard(name)
+        return tensor.to(self._dtype, copy=True)
+
+    def check_all_taken(self, ignored: tuple[str, ...]) -> None:
+        """Raises ConfigError if tensors are left that the decoder has no use for."""
+        left = sorted(name for name in self._left if not name.endswith(ignored))
+        if left:
+            shown = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
+            raise ConfigError(f"checkpoint: {len(left)} tensors the decoder does not know: {shown}")
+
+
+def _shards(folder: Path) -> dict[str, list[str]]:
+    """Shard file → the tensors that the index expects in it (none named: all it has)."""
+    if (folder / _INDEX).exists():
+        try:
+            weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ConfigError(f"{folder / _INDEX}: no readable weight_map ({exc})") from None
+        shards: dict[str, list[str]] = {}
+        for name, shard in weight_map.items():
+            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise ConfigError(f"{folder / _INDEX}: {shard!r} is not a safetensors file beside it")
+            shards.setdefault(shard, []).append(name)
+        return shards
+    if (folder / _SINGLE).exists():
+        return {_SINGLE: []}
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ConfigError(
+            f"{folder}: {pickles[0]} is a pickle checkpoint, which can run code when loaded; "
+            "convert it to safetensors"
+        )
+    raise ConfigError(f"{folder}: neither {_SINGLE} nor {_INDEX} is there")
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as exc:
+        raise ConfigError(f"{path}: {exc}") from None

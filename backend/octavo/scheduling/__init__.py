@@ -1,0 +1,1 @@
+"""Decides: which sequences run, with which blocks. Standard library only, no tensors."""

@@ -1,0 +1,156 @@
+"""Engine and request statistics as Triton metrics, flushed as deltas about once a second.
+
+Each call of a Triton metric is a round trip between processes, and a Triton histogram takes
+one per observed value: so all is counted in Python, and a histogram becomes three counter
+families, `_bucket{le}`, `_sum` and `_count`, that read like Prometheus's own.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import triton_python_backend_utils as pb_utils
+
+from octavo.engine import Engine
+from octavo.stats import Histogram, RequestStats
+
+log = logging.getLogger(__name__)
+
+FLUSH_INTERVAL_S = 1.0
+
+Kind = Literal["counter", "gauge"]
+Sample = tuple[str, Kind, dict[str, str], float]
+
+_HELP = {
+    "octavo_requests_total": "Requests that have ended, by finish reason",
+    "octavo_invalid_requests_total": "Requests answered with an argument error",
+    "octavo_good_requests_total": "Requests that met every SLO",
+    "octavo_good_tokens_total": "Output tokens of requests that met every SLO",
+    "octavo_prompt_tokens_total": "Prompt tokens of requests that began to run",
+    "octavo_generation_tokens_total": "Output tokens",
+    "octavo_steps_total": "Steps of the decode loop",
+    "octavo_busy_seconds_total": "Time in steps, by what they computed",
+    "octavo_preemptions_total": "Sequences preempted, by how they come back",
+    "octavo_recomputed_tokens_total": "Tokens computed again, by cause",
+    "octavo_prefill_chunks_total": "Chunks of prompts computed",
+    "octavo_num_requests_running": "Sequences that hold KV blocks",
+    "octavo_num_requests_waiting": "Admitted sequences that wait for KV blocks or a place",
+    "octavo_kv_blocks_used": "KV blocks in use",
+    "octavo_kv_blocks_total": "KV blocks of the pool",
+    "octavo_kv_cache_usage_ratio": "KV blocks in use / KV blocks of the pool",
+    "octavo_kv_fragmentation_ratio": "Share of the slots of used KV blocks that hold no token",
+    "octavo_engine_up": "1 while the decode loop accepts requests, else 0",
+    "octavo_request_queue_time_seconds": "Received to first computed step",
+    "octavo_time_to_first_token_seconds": "Received to first non-empty text",
+    "octavo_inter_token_latency_seconds": "Gaps between consecutive outputs of a request",
+    "octavo_time_per_output_token_seconds": "(End to end - TTFT) / (output tokens - 1)",
+    "octavo_e2e_request_latency_seconds": "Received to final response",
+}
+
+
+def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
+    """Every metric's present value: (name, kind, labels, value)."""
+    stats, counters, gauges = engine.stats, engine.scheduler.counters, engine.gauges
+    for reason, count in sorted(requests.finished.items()):
+        yield "octavo_requests_total", "counter", {"finish_reason": reason}, count
+    for phase in ("prefill", "decode", "mixed"):
+        yield "octavo_busy_seconds_total", "counter", {"phase": phase}, stats.busy_s[phase]
+    for name, value in (
+        ("octavo_invalid_requests_total", requests.invalid),
+        ("octavo_good_requests_total", requests.good_requests),
+        ("octavo_good_tokens_total", requests.good_tokens),
+        ("octavo_prompt_tokens_total", stats.prompt_tokens),
+        ("octavo_generation_tokens_total", stats.generation_tokens),
+        ("octavo_steps_total", stats.steps),
+        ("octavo_prefill_chunks_total", counters.prefill_chunks),
+    ):
+        yield name, "counter", {}, value
+    yield "octavo_preemptions_total", "counter", {"kind": "recompute"}, counters.preemptions
+    yield (
+        "octavo_recomputed_tokens_total", "counter", {"cause": "preemption"},
+        counters.recomputed_tokens,
+    )  # fmt: skip
+    for name, value in (
+        ("octavo_num_requests_running", gauges.num_running),
+        ("octavo_num_requests_waiting", gauges.num_waiting),
+        ("octavo_kv_blocks_used", gauges.used_blocks),
+        ("octavo_kv_blocks_total", gauges.total_blocks),
+        ("octavo_kv_cache_usage_ratio", gauges.used_blocks / max(gauges.total_blocks, 1)),
+        ("octavo_kv_fragmentation_ratio", gauges.fragmentation_ratio),
+        ("octavo_engine_up", float(engine.is_alive)),
+    ):
+        yield name, "gauge", {}, value
+    for name, histogram in (
+        ("octavo_request_queue_time_seconds", stats.queue_time_s),
+        ("octavo_time_to_first_token_seconds", requests.ttft_s),
+        ("octavo_inter_token_latency_seconds", requests.itl_s),
+        ("octavo_time_per_output_token_seconds", requests.tpot_s),
+        ("octavo_e2e_request_latency_seconds", requests.e2e_s),
+    ):
+        yield from _histogram_samples(name, histogram)
+
+
+def _histogram_samples(name: str, histogram: Histogram) -> Iterator[Sample]:
+    bounds = [f"{bound:g}" for bound in histogram.bounds] + ["+Inf"]
+    for bound, count in zip(bounds, histogram.cumulative(), strict=True):
+        yield f"{name}_bucket", "counter", {"le": bound}, count
+    yield f"{name}_sum", "counter", {}, histogram.sum
+    yield f"{name}_count", "counter", {}, histogram.count
+
+
+class MetricsExporter:
+    """Flushes `collect` to Triton from a thread of its own."""
+
+    def __init__(self, engine: Engine, requests: RequestStats, labels: dict[str, str]) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._labels = labels
+        self._families: dict[str, Any] = {}
+        self._metrics: dict[tuple[str, str], Any] = {}
+        self._flushed: dict[tuple[str, str], float] = {}
+        self._stopping = threading.Event()
+        self.flush()
+        self._thread = threading.Thread(target=self._run, name="octavo-metrics", daemon=True)
+        self._thread.start()
+
+    def flush(self) -> None:
+        """Brings Triton's metrics up to date; costs a call for each one that has changed."""
+        for name, kind, labels, value in collect(self._engine, self._requests):
+            key = (name, str(labels))
+            before = self._flushed.get(key)
+            if before == value:
+                continue
+            metric = self._metrics.get(key) or self._create(key, name, kind, labels)
+            if kind == "gauge":
+                metric.set(value)
+            elif value > (before or 0):
+                metric.increment(value - (before or 0))
+            self._flushed[key] = value
+
+    def stop(self) -> None:
+        """A last flush. Metrics go before their families, as Triton asks."""
+        self._stopping.set()
+        self._thread.join()
+        self.flush()
+        self._metrics.clear()
+        self._families.clear()
+
+    def _create(self, key: tuple[str, str], name: str, kind: Kind, labels: dict[str, str]) -> Any:
+        family = self._families.get(name)
+        if family is None:
+            plain = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+            family = self._families[name] = pb_utils.MetricFamily(
+                name=name,
+                description=_HELP[plain],
+                kind=getattr(pb_utils.MetricFamily, kind.upper()),
+            )
+        metric = self._metrics[key] = family.Metric(labels={**self._labels, **labels})
+        return metric
+
+    def _run(self) -> None:
+        while not self._stopping.wait(FLUSH_INTERVAL_S):
+            try:
+                self.flush()
+            except Exception:
+                log.exception("metrics could not be flushed")

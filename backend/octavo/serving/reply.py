@@ -1,0 +1,201 @@
+"""One request's way out: tokens in, Triton responses out, the last with the FINAL flag."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from octavo.config import SLO
+from octavo.engine import TokenOutput
+from octavo.scheduling.sequence import FinishReason
+from octavo.serving import wire
+from octavo.serving.detokenizer import Detokenizer, StopStrings
+from octavo.serving.request import InferenceRequest
+from octavo.serving.tokenizer import Tokenizer
+from octavo.stats import RequestStats
+
+log = logging.getLogger(__name__)
+
+
+def send_error(sender: Any, message: str, code: int) -> None:
+    """The final response of a request that fails."""
+    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+class Reply:
+    """Written by one sender thread; `is_cancelled` and `close_with_error` may come from others.
+
+    After the final response Triton's sender must not be touched (asking it `is_cancelled` then
+    has crashed servers), so every touch is under the lock and behind `_open`.
+    """
+
+    def __init__(
+        self,
+        request: InferenceRequest,
+        sender: Any,
+        tokenizer: Tokenizer,
+        arrival_s: float,
+        stats: RequestStats,
+        slo: SLO,
+    ) -> None:
+        self.request = request
+        self.arrival_s = arrival_s
+        # Tells the engine that a stop string has ended the request.
+        self.stop_engine: Callable[[], None] = lambda: None
+        self._sender = sender
+        self._tokenizer = tokenizer
+        self._stats = stats
+        self._slo = slo
+        self._lock = threading.Lock()
+        self._open = True
+        self._detokenizer = Detokenizer(tokenizer, request.prompt_token_ids)
+        self._stops = StopStrings(request.params.stop)
+        self._text = request.prompt_text
+        self._token_ids: list[int] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._cumulative_logprob = 0.0
+        self._num_tokens = 0
+        self._first_output_s: float | None = None
+        self._last_output_s = arrival_s
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    def is_cancelled(self) -> bool:
+        """Asks Triton; a round trip between processes."""
+        with self._lock:
+            return self._open and bool(self._sender.is_cancelled())
+
+    def deliver(self, outputs: list[TokenOutput]) -> None:
+        """Takes what the engine put out since the last call; sends at most one response."""
+        if not self._open:
+            return  # a stop string has ended the request; the engine was ahead
+        reason: FinishReason | None = None
+        for output in outputs:
+            reason = output.finish_reason
+            if output.token_id is not None:
+                self._take_token(output)
+            if self._stops.matched:
+                if reason is None:
+                    self.stop_engine()
+                reason = FinishReason.STOP
+            if reason is not None:
+                break
+        if reason is None:
+            if self.request.stream and self._text:
+                self._respond(None)
+        elif reason is FinishReason.CANCELLED:
+            self.close_with_error(reason, "Request was cancelled", pb_utils.TritonError.CANCELLED)
+        elif reason is FinishReason.DEADLINE:
+            limit = self.request.params.deadline_ms
+            message = f"Request timeout expired: deadline_ms = {limit}"
+            self.close_with_error(reason, message, pb_utils.TritonError.UNAVAILABLE)
+        elif reason is FinishReason.ERROR:
+            self.fail(output.error or "the engine ended the request")
+        else:
+            if not self._stops.matched:
+                self._text += self._stops.push(self._detokenizer.flush())
+                self._text += self._stops.flush()
+            self._respond(reason)
+
+    def close_with_error(self, reason: FinishReason | None, message: str, code: int) -> None:
+        """The final response, an error. Does nothing if there was one. Without a reason the
+        request does not count as finished: it never began."""
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+            send_error(self._sender, message, code)
+        if reason is not None:
+            self._count_finish(reason, is_error=True)
+
+    def fail(self, message: str) -> None:
+        """Ends the request by a fault of ours."""
+        self.close_with_error(FinishReason.ERROR, message, pb_utils.TritonError.INTERNAL)
+
+    def _take_token(self, output: TokenOutput) -> None:
+        assert output.token_id is not None
+        self._num_tokens += 1
+        self._token_ids.append(output.token_id)
+        if output.logprobs is not None:
+            self._cumulative_logprob += output.logprobs.logprob
+            if self.request.shows_logprobs:
+                self._logprobs.append(self._logprobs_entry(output))
+        # The token that stopped the sequence is no text, whether it is special or not.
+        if output.finish_reason is not FinishReason.STOP:
+            self._text += self._stops.push(self._detokenizer.push(output.token_id))
+
+    def _logprobs_entry(self, output: TokenOutput) -> dict[str, Any]:
+        assert output.logprobs is not None and output.token_id is not None
+        own = (output.token_id, output.logprobs.logprob, output.logprobs.rank)
+        top = [(i, value, rank) for rank, (i, value) in enumerate(output.logprobs.top, start=1)]
+        return {
+            str(token_id): {
+                "logprob": value,
+                "rank": rank,
+                "decoded_token": self._tokenizer.decode_single(token_id),
+            }
+            for token_id, value, rank in [own, *(entry for entry in top if entry[0] != own[0])]
+        }
+
+    def _respond(self, reason: FinishReason | None) -> None:
+        """Sends what has gathered; `reason` makes it the final response."""
+        self._observe_output()
+        tensors = [
+            self._tensor(name, value)
+            for name, value in self._values(reason).items()
+            if name in self.request.outputs
+        ]
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
+        with self._lock:
+            if not self._open:
+                return
+            self._open = reason is None
+            self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors), flags=flags)
+        self._text = ""
+        self._token_ids, self._logprobs = [], []
+        if reason is not None:
+            self._count_finish(reason, is_error=False)
+
+    def _values(self, reason: FinishReason | None) -> dict[str, np.ndarray]:
+        logprobs = json.dumps(self._logprobs) if self.request.shows_logprobs else "null"
+        finish = reason.value if reason else "None"  # vllm_backend's word for "not yet"
+        return {
+            wire.TEXT_OUTPUT: np.array([self._text.encode()], dtype=object),
+            wire.FINISH_REASON: np.array([finish.encode()], dtype=object),
+            wire.CUMULATIVE_LOGPROB: np.array([self._cumulative_logprob], dtype=np.float32),
+            wire.LOGPROBS: np.array([logprobs.encode()], dtype=object),
+            wire.NUM_INPUT_TOKENS: np.array([len(self.request.prompt_token_ids)], dtype=np.uint32),
+            wire.NUM_OUTPUT_TOKENS: np.array([len(self._token_ids)], dtype=np.uint32),
+            wire.TOKEN_IDS: np.array(self._token_ids, dtype=np.int32),
+        }
+
+    def _tensor(self, name: str, value: np.ndarray) -> Any:
+        return pb_utils.Tensor(name, value[None] if self.request.batched else value)
+
+    def _observe_output(self) -> None:
+        if not self._text:
+            return
+        now_s = time.monotonic()
+        is_first = self._first_output_s is None
+        if is_first:
+            self._first_output_s = now_s
+        self._stats.observe_output(now_s - self._last_output_s, is_first=is_first)
+        self._last_output_s = now_s
+
+    def _count_finish(self, reason: FinishReason, *, is_error: bool) -> None:
+        now_s = time.monotonic()
+        first_s = now_s if self._first_output_s is None else self._first_output_s
+        ttft_s, e2e_s = first_s - self.arrival_s, now_s - self.arrival_s
+        tpot_s = (e2e_s - ttft_s) / (self._num_tokens - 1) if self._num_tokens > 1 else None
+        is_good = not is_error and ttft_s <= self._slo.ttft_s and (tpot_s or 0.0) <= self._slo.tpot_s
+        self._stats.observe_finish(
+            reason.value, e2e_s, tpot_s, self._num_tokens, is_good=is_good
+        )

@@ -1,0 +1,171 @@
+"""From a Triton request to a checked InferenceRequest."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from octavo import sampling_params
+from octavo.errors import InvalidRequestError
+from octavo.sampling_params import SamplingParams
+from octavo.serving import wire
+from octavo.serving.tokenizer import Tokenizer
+
+_PROMPTS = (wire.TEXT_INPUT, wire.MESSAGES, wire.INPUT_IDS)
+_JSON_TYPES = {dict: "object", list: "array"}
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """Everything that is read of one request; nothing of Triton's memory is kept."""
+
+    prompt_token_ids: list[int]
+    prompt_text: str  # what is prepended to the answer, "" if nothing is
+    params: SamplingParams
+    stream: bool
+    outputs: frozenset[str]  # the names to send
+    shows_logprobs: bool  # false: the caller named no `logprobs`, whatever `params` has
+    batched: bool  # outputs need a batch dimension
+
+
+class RequestReader:
+    """Reads and checks requests for one model."""
+
+    def __init__(self, tokenizer: Tokenizer, max_model_len: int, *, batched: bool) -> None:
+        self._tokenizer = tokenizer
+        self._max_model_len = max_model_len
+        self._batched = batched
+
+    def read(self, request: Any) -> InferenceRequest:
+        """Raises InvalidRequestError naming field, value and limit."""
+        params = _sampling_params(request)
+        stream = _flag(request, wire.STREAM) or False
+        exclude_input = _flag(request, wire.EXCLUDE_INPUT)
+        if stream and exclude_input is False:
+            raise InvalidRequestError(
+                wire.EXCLUDE_INPUT, "false", "only true is allowed when streaming"
+            )
+        outputs = _wanted_outputs(request)
+        # The cumulative log probability needs each token's own, asked for or not.
+        shows_logprobs = params.logprobs is not None
+        if not shows_logprobs and wire.CUMULATIVE_LOGPROB in outputs:
+            params = replace(params, logprobs=0)
+        prepend = not stream and not exclude_input
+        token_ids, text = self._prompt(request, need_text=prepend)
+        return InferenceRequest(
+            prompt_token_ids=token_ids,
+            prompt_text=text if prepend else "",
+            params=params,
+            stream=stream,
+            outputs=outputs,
+            shows_logprobs=shows_logprobs,
+            batched=self._batched,
+        )
+
+    def _prompt(self, request: Any, *, need_text: bool) -> tuple[list[int], str]:
+        given = [name for name in _PROMPTS if pb_utils.get_input_tensor_by_name(request, name)]
+        if len(given) != 1:
+            got = " and ".join(given) or "none"
+            raise InvalidRequestError("prompt", got, f"exactly one of {', '.join(_PROMPTS)} is needed")
+        if given[0] == wire.INPUT_IDS:
+            tensor = pb_utils.get_input_tensor_by_name(request, wire.INPUT_IDS).as_numpy()
+            if self._batched and tensor.ndim > 1 and tensor.shape[0] > 1:
+                raise _one_per_request(wire.INPUT_IDS, tensor.shape)
+            ids: list[int] = tensor.reshape(-1).tolist()
+            return ids, self._tokenizer.decode(ids) if need_text else ""
+        text = _text(request, given[0]) or ""
+        if given[0] == wire.MESSAGES:
+            rendered = self._tokenizer.render_chat(_messages(text))
+            return self._encode(wire.MESSAGES, rendered, add_special_tokens=False), rendered
+        return self._encode(wire.TEXT_INPUT, text, add_special_tokens=True), text
+
+    def _encode(self, field: str, text: str, *, add_special_tokens: bool) -> list[int]:
+        if not text:
+            raise InvalidRequestError(field, "an empty text", "at least 1 character is needed")
+        # Tokenizing holds up admission; what cannot fit is refused by its size.
+        size, limit = len(text.encode()), self._max_model_len * self._tokenizer.longest_token_bytes
+        if size > limit:
+            raise InvalidRequestError(
+                field, f"{size} bytes",
+                f"at most {limit}: the context is {self._max_model_len} tokens of up to "
+                f"{self._tokenizer.longest_token_bytes} bytes",
+            )  # fmt: skip
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def _sampling_params(request: Any) -> SamplingParams:
+    """From the JSON tensor; if it is absent, from the request's own parameters."""
+    text = _text(request, wire.SAMPLING_PARAMETERS)
+    if text is None:
+        values = json.loads(request.parameters() or "{}")
+        own = {name: value for name, value in values.items() if not name.startswith("triton_")}
+        return sampling_params.parse(own)
+    values = _json(wire.SAMPLING_PARAMETERS, text) if text.strip() else {}
+    if not isinstance(values, dict):
+        raise InvalidRequestError(wire.SAMPLING_PARAMETERS, text, "a JSON object is expected")
+    return sampling_params.parse(values)
+
+
+def _messages(text: str) -> list[dict[str, Any]]:
+    messages = _json(wire.MESSAGES, text)
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequestError(wire.MESSAGES, text, "a JSON array of at least 1 message is expected")
+    for index, message in enumerate(messages):
+        for key in ("role", "content"):
+            if not isinstance(message, dict) or not isinstance(message.get(key), str):
+                raise InvalidRequestError(
+                    f"messages[{index}]", message, f'an object with a text "{key}" is expected'
+                )
+    return messages
+
+
+def _json(field: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequestError(field, text, f"JSON is expected ({exc})") from None
+
+
+def _wanted_outputs(request: Any) -> frozenset[str]:
+    """The outputs that the caller requested and, beyond the text, switched on.
+
+    Only these become tensors: the 2.51 server drops tensors that were not requested without
+    holding the GIL.
+    """
+    requested: Collection[str] = request.requested_output_names()
+    flagged = {name for name, flag in wire.RETURN_FLAGS.items() if _flag(request, flag)}
+    return frozenset(flagged | {wire.TEXT_OUTPUT}).intersection(requested)
+
+
+def _flag(request: Any, name: str) -> bool | None:
+    value = _single(request, name)
+    return None if value is None else bool(value)
+
+
+def _text(request: Any, name: str) -> str | None:
+    value = _single(request, name)
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as exc:
+        at = f"byte {value[exc.start]:#04x} at offset {exc.start}"
+        raise InvalidRequestError(name, at, "UTF-8 text is expected") from None
+
+
+def _single(request: Any, name: str) -> Any:
+    """The one element of an input, whatever its rank; None if the input is absent."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    values: np.ndarray = tensor.as_numpy()
+    if values.size != 1:
+        raise _one_per_request(name, values.shape)
+    return values.reshape(-1)[0]
+
+
+def _one_per_request(name: str, shape: tuple[int, ...]) -> InvalidRequestError:
+    return InvalidRequestError(name, f"shape {list(shape)}", "one element per request is expected")
