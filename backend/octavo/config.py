@@ -91,6 +91,7 @@ class EngineConfig:
 
 _ADAPTER = TypeAdapter(EngineConfig)
 _FIELDS = tuple(EngineConfig.__dataclass_fields__)
+_SLO_FIELDS = tuple(SLO.__dataclass_fields__)
 
 
 def make_config(**values: Any) -> EngineConfig:
@@ -99,8 +100,9 @@ def make_config(**values: Any) -> EngineConfig:
         return _ADAPTER.validate_python(values)
     except ValidationError as exc:
         fault = exc.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in fault["loc"] if part in _FIELDS or part in ("ttft_s", "tpot_s"))
-        field = field or ".".join(str(part) for part in fault["loc"][:1])
+        # Past the field itself, pydantic's path names the branches of its type.
+        names = [str(part) for part in fault["loc"] if part in (*_FIELDS, *_SLO_FIELDS)]
+        field = ".".join(names) or str(*fault["loc"][:1])
         message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if fault["type"] == "unexpected_keyword_argument":
             message = f"unknown setting; known: {', '.join(_FIELDS)}"

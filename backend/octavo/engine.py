@@ -21,7 +21,7 @@ from octavo.execution.sampler import TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import FinishReason, Sequence, SequenceStatus, StepPlan
-from octavo.stats import EngineGauges, EngineStats
+from octavo.stats import EngineGauges, EngineStats, Phase
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +133,9 @@ class Engine:
         True once the engine is closed, so that nobody waits for what submit will refuse."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._num_admitted < self.config.max_num_admitted
-                or self._closed is not None,
+                lambda: (
+                    self._num_admitted < self.config.max_num_admitted or self._closed is not None
+                ),
                 timeout_s,
             )
 
@@ -211,10 +212,12 @@ class Engine:
         """False when the engine is to stop and nothing is left to do."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._inbox
-                or self._cancelled
-                or self.scheduler.has_work
-                or self._closed is not None
+                lambda: (
+                    self._inbox
+                    or self._cancelled
+                    or self.scheduler.has_work
+                    or self._closed is not None
+                )
             )
             return bool(self._inbox or self._live or self._closed is None)
 
@@ -280,9 +283,10 @@ class Engine:
                 f"{self.max_model_len} tokens and the prompt has {len(prompt)}",
             )  # fmt: skip
         for field_name, ids in (("input_ids", prompt), ("stop_token_ids", params.stop_token_ids)):
-            if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
-                bad = min(ids) if min(ids) < 0 else max(ids)
-                raise InvalidRequestError(field_name, bad, f"token ids are 0 to {self.vocab_size - 1}")
+            outside = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
+            if outside:
+                limit = f"token ids are 0 to {self.vocab_size - 1}"
+                raise InvalidRequestError(field_name, outside[0], limit)
 
     def _count_admitted(self, plan: StepPlan) -> None:
         now_s = time.monotonic()
@@ -292,7 +296,9 @@ class Engine:
                 self.stats.queue_time_s.observe(now_s - sequence.arrival_s)
 
     def _count(self, plan: StepPlan, num_outputs: int, elapsed_s: float) -> None:
-        phase = "mixed" if plan.decodes and plan.prefills else "decode" if plan.decodes else "prefill"
+        phase: Phase = "mixed" if plan.decodes else "prefill"
+        if not plan.prefills:
+            phase = "decode"
         stats, scheduler = self.stats, self.scheduler
         stats.steps += 1
         stats.busy_s[phase] += elapsed_s

@@ -47,7 +47,9 @@ class SamplingParams:
     stop: Annotated[
         tuple[StopString, ...], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)
     ] = ()
-    stop_token_ids: Annotated[tuple[Annotated[Integer, Field(ge=0)], ...], Field(max_length=256)] = ()
+    stop_token_ids: Annotated[
+        tuple[Annotated[Integer, Field(ge=0)], ...], Field(max_length=256)
+    ] = ()
     ignore_eos: bool = False
     logprobs: Annotated[Integer, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     n: Annotated[Integer, Field(ge=1, le=1)] = 1
@@ -85,6 +87,8 @@ def _first_fault(exc: ValidationError) -> InvalidRequestError:
     names = [str(part) for part in fault["loc"]]
     field = names[0] + "".join(f"[{part}]" for part in names[1:] if part.isdigit())
     if fault["type"] == "unexpected_keyword_argument":
-        return InvalidRequestError(field, fault["input"], f"unknown parameter; known: {', '.join(NAMES)}")
+        return InvalidRequestError(
+            field, fault["input"], f"unknown parameter; known: {', '.join(NAMES)}"
+        )
     limit = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return InvalidRequestError(field, fault["input"], limit)

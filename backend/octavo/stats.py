@@ -4,11 +4,16 @@ import threading
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 LATENCY_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
     1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
+
+
+Phase = Literal["prefill", "decode", "mixed"]  # what a step computed
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
 
 
 class Histogram:
@@ -41,7 +46,7 @@ class EngineStats:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     steps: int = 0
-    busy_s: Counter[str] = field(default_factory=Counter)  # by phase: prefill, decode, mixed
+    busy_s: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     queue_time_s: Histogram = field(default_factory=Histogram)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.scheduling.sequence import StepPlan
@@ -53,7 +54,7 @@ class ForwardBatch:
         slot_mapping = blocks * block_size + positions % block_size
         samples = [query_start[row + 1] - 1 for row, s in enumerate(scheduled) if s.needs_sample]
 
-        def tensor(array: np.ndarray) -> Tensor:
+        def tensor(array: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(array).to(device)
 
         return cls(

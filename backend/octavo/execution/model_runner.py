@@ -46,8 +46,8 @@ class ModelRunner:
             device=self.device,
         )
         log.info(
-            "loaded %s: %s weights %.1f MB, %d threads; KV memory %.1f MB = %d blocks of %d tokens; "
-            "context %d tokens",
+            "loaded %s: %s weights %.1f MB, %d threads; KV memory %.1f MB = %d blocks of %d "
+            "tokens; context %d tokens",
             folder, name, self.model.num_bytes / 1e6, self.num_threads,
             self.kv_cache.num_bytes / 1e6, num_blocks, config.block_size, self.max_model_len,
         )  # fmt: skip
@@ -71,9 +71,7 @@ def _checkpoint_folder(model: Path) -> Path:
     return model.resolve()
 
 
-def _plan_memory(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype
-) -> tuple[int, int]:
+def _plan_memory(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
     """(number of blocks, longest context). A context never exceeds the pool, so that every
     accepted sequence can run alone."""
     wanted = config.max_model_len or model.max_position
@@ -89,7 +87,8 @@ def _plan_memory(
     num_blocks = budget // block_bytes
     if num_blocks < 1:
         raise ConfigError(
-            f"kv_cache_bytes = {budget}: one block of {config.block_size} tokens takes {block_bytes}"
+            f"kv_cache_bytes = {budget}: one block of {config.block_size} tokens takes "
+            f"{block_bytes} bytes"
         )
     fits = num_blocks * config.block_size
     if fits < wanted:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo import kernels
@@ -58,7 +59,7 @@ def sample_tokens(sequences: Rows[Sequence], logits: Tensor) -> SampledTokens:
     return SampledTokens(token_ids.tolist(), logprobs, logits.amax(-1).isfinite().tolist())
 
 
-def uniform_numbers(seeds: Rows[int], indices: Rows[int]) -> np.ndarray:
+def uniform_numbers(seeds: Rows[int], indices: Rows[int]) -> NDArray[np.float64]:
     """A number in [0, 1) for each (seed, index of the output token), float64.
 
     Two rounds of SplitMix64's finalizer (Steele et al., 2014), a function of the pair alone:

@@ -150,7 +150,7 @@ def sample(
 def _cut_tail(probs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """probs [S, V] with zeros outside of each row's top_k and top_p; at least one token stays."""
     vocabulary = probs.shape[1]
-    ordered, order = probs.sort(-1, descending=True, stable=True)
+    ordered, order = probs.sort(stable=True, dim=-1, descending=True)
     rank = torch.arange(vocabulary, device=probs.device)
     limit = torch.where(top_k > 0, top_k, vocabulary)
     ordered.masked_fill_(rank >= limit[:, None], 0)

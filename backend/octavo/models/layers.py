@@ -26,7 +26,9 @@ class Linear:
         cls, checkpoint: Checkpoint, names: list[str], outs: list[int], width: int, bias: bool
     ) -> "Linear":
         """Matrices that share their input, stacked into one."""
-        weights = [checkpoint.take(f"{n}.weight", out, width) for n, out in zip(names, outs, strict=True)]
+        weights = [
+            checkpoint.take(f"{n}.weight", out, width) for n, out in zip(names, outs, strict=True)
+        ]
         if not bias:
             return cls(torch.cat(weights))
         biases = [checkpoint.take(f"{n}.bias", out) for n, out in zip(names, outs, strict=True)]

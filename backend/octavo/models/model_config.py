@@ -172,7 +172,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path.parent}: not a checkpoint folder, it has no {path.name}") from None
+        raise ConfigError(
+            f"{path.parent}: not a checkpoint folder, it has no {path.name}"
+        ) from None
     except (OSError, ValueError) as exc:
         raise ConfigError(f"{path}: {exc}") from None
     if not isinstance(content, dict):

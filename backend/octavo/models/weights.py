@@ -52,14 +52,16 @@ class Checkpoint:
         another shape, or of a type that needs more than a cast."""
         if name not in self._shard_of:
             raise ConfigError(f"checkpoint: tensor {name} {list(shape)} is missing")
-        tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
         if tuple(tensor.shape) != shape:
             raise ConfigError(
                 f"checkpoint: tensor {name} has shape {list(tensor.shape)}; "
                 f"config.json asks for {list(shape)}"
             )
         if tensor.dtype not in _LOADABLE:
-            raise ConfigError(f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit")
+            raise ConfigError(
+                f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit"
+            )
         self._left.discard(name)
         return tensor.to(self._dtype, copy=True)
 
@@ -81,7 +83,9 @@ def _shards(folder: Path) -> dict[str, list[str]]:
         shards: dict[str, list[str]] = {}
         for name, shard in weight_map.items():
             if Path(shard).name != shard or not shard.endswith(".safetensors"):
-                raise ConfigError(f"{folder / _INDEX}: {shard!r} is not a safetensors file beside it")
+                raise ConfigError(
+                    f"{folder / _INDEX}: {shard!r} is not a safetensors file beside it"
+                )
             shards.setdefault(shard, []).append(name)
         return shards
     if (folder / _SINGLE).exists():

@@ -59,7 +59,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a waiting or running sequence out; its blocks are free at once."""
-        queue = self.running if sequence.status is SequenceStatus.RUNNING else self.waiting
+        queue = self.running if sequence.is_running else self.waiting
         queue.remove(sequence)
         self._release(sequence)
         sequence.status = SequenceStatus.FINISHED
@@ -121,11 +121,12 @@ class Scheduler:
         that come last in order are preempted until the others have theirs."""
         decodes: list[ScheduledSequence] = []
         for sequence in list(self.running):
-            if sequence.status is not SequenceStatus.RUNNING or not sequence.is_decoding:
+            if not sequence.is_running or not sequence.is_decoding:
                 continue
             while self._blocks_missing(sequence) > self.allocator.num_free:
-                self._preempt(self.running[-1])
-                if sequence.status is not SequenceStatus.RUNNING:
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is sequence:
                     break
             else:
                 sequence.block_table += self.allocator.allocate(self._blocks_missing(sequence))

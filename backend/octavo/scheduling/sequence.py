@@ -44,6 +44,10 @@ class Sequence:
         self.num_prompt_tokens = len(self.token_ids)
 
     @property
+    def is_running(self) -> bool:
+        return self.status is SequenceStatus.RUNNING
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 

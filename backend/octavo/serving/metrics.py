@@ -54,9 +54,9 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
     stats, counters, gauges = engine.stats, engine.scheduler.counters, engine.gauges
     for reason, count in sorted(requests.finished.items()):
         yield "octavo_requests_total", "counter", {"finish_reason": reason}, count
-    for phase in ("prefill", "decode", "mixed"):
-        yield "octavo_busy_seconds_total", "counter", {"phase": phase}, stats.busy_s[phase]
-    for name, value in (
+    for phase, busy_s in stats.busy_s.items():
+        yield "octavo_busy_seconds_total", "counter", {"phase": phase}, busy_s
+    for name, total in (
         ("octavo_invalid_requests_total", requests.invalid),
         ("octavo_good_requests_total", requests.good_requests),
         ("octavo_good_tokens_total", requests.good_tokens),
@@ -65,7 +65,7 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
         ("octavo_steps_total", stats.steps),
         ("octavo_prefill_chunks_total", counters.prefill_chunks),
     ):
-        yield name, "counter", {}, value
+        yield name, "counter", {}, total
     yield "octavo_preemptions_total", "counter", {"kind": "recompute"}, counters.preemptions
     yield (
         "octavo_recomputed_tokens_total", "counter", {"cause": "preemption"},

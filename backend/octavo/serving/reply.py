@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from octavo.config import SLO
 from octavo.engine import TokenOutput
@@ -92,11 +93,9 @@ class Reply:
             if self.request.stream and self._text:
                 self._respond(None)
         elif reason is FinishReason.CANCELLED:
-            self.close_with_error(reason, "Request was cancelled", pb_utils.TritonError.CANCELLED)
+            self.cancelled()
         elif reason is FinishReason.DEADLINE:
-            limit = self.request.params.deadline_ms
-            message = f"Request timeout expired: deadline_ms = {limit}"
-            self.close_with_error(reason, message, pb_utils.TritonError.UNAVAILABLE)
+            self.expired(f"deadline_ms = {self.request.params.deadline_ms}")
         elif reason is FinishReason.ERROR:
             self.fail(output.error or "the engine ended the request")
         else:
@@ -115,6 +114,16 @@ class Reply:
             send_error(self._sender, message, code)
         if reason is not None:
             self._count_finish(reason, is_error=True)
+
+    def cancelled(self) -> None:
+        """Ends the request as its client, who has left, would expect."""
+        message = "Request was cancelled"
+        self.close_with_error(FinishReason.CANCELLED, message, pb_utils.TritonError.CANCELLED)
+
+    def expired(self, limit: str) -> None:
+        """Ends the request in the words of Triton's own queue timeout."""
+        message = f"Request timeout expired: {limit}"
+        self.close_with_error(FinishReason.DEADLINE, message, pb_utils.TritonError.UNAVAILABLE)
 
     def fail(self, message: str) -> None:
         """Ends the request by a fault of ours."""
@@ -164,7 +173,7 @@ class Reply:
         if reason is not None:
             self._count_finish(reason, is_error=False)
 
-    def _values(self, reason: FinishReason | None) -> dict[str, np.ndarray]:
+    def _values(self, reason: FinishReason | None) -> dict[str, NDArray[Any]]:
         logprobs = json.dumps(self._logprobs) if self.request.shows_logprobs else "null"
         finish = reason.value if reason else "None"  # vllm_backend's word for "not yet"
         return {
@@ -177,7 +186,7 @@ class Reply:
             wire.TOKEN_IDS: np.array(self._token_ids, dtype=np.int32),
         }
 
-    def _tensor(self, name: str, value: np.ndarray) -> Any:
+    def _tensor(self, name: str, value: NDArray[Any]) -> Any:
         return pb_utils.Tensor(name, value[None] if self.request.batched else value)
 
     def _observe_output(self) -> None:
@@ -195,7 +204,7 @@ class Reply:
         first_s = now_s if self._first_output_s is None else self._first_output_s
         ttft_s, e2e_s = first_s - self.arrival_s, now_s - self.arrival_s
         tpot_s = (e2e_s - ttft_s) / (self._num_tokens - 1) if self._num_tokens > 1 else None
-        is_good = not is_error and ttft_s <= self._slo.ttft_s and (tpot_s or 0.0) <= self._slo.tpot_s
-        self._stats.observe_finish(
-            reason.value, e2e_s, tpot_s, self._num_tokens, is_good=is_good
+        is_good = (
+            not is_error and ttft_s <= self._slo.ttft_s and (tpot_s or 0.0) <= self._slo.tpot_s
         )
+        self._stats.observe_finish(reason.value, e2e_s, tpot_s, self._num_tokens, is_good=is_good)

@@ -5,8 +5,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from octavo import sampling_params
 from octavo.errors import InvalidRequestError
@@ -69,7 +69,9 @@ class RequestReader:
         given = [name for name in _PROMPTS if pb_utils.get_input_tensor_by_name(request, name)]
         if len(given) != 1:
             got = " and ".join(given) or "none"
-            raise InvalidRequestError("prompt", got, f"exactly one of {', '.join(_PROMPTS)} is needed")
+            raise InvalidRequestError(
+                "prompt", got, f"exactly one of {', '.join(_PROMPTS)} is needed"
+            )
         if given[0] == wire.INPUT_IDS:
             tensor = pb_utils.get_input_tensor_by_name(request, wire.INPUT_IDS).as_numpy()
             if self._batched and tensor.ndim > 1 and tensor.shape[0] > 1:
@@ -112,7 +114,9 @@ def _sampling_params(request: Any) -> SamplingParams:
 def _messages(text: str) -> list[dict[str, Any]]:
     messages = _json(wire.MESSAGES, text)
     if not isinstance(messages, list) or not messages:
-        raise InvalidRequestError(wire.MESSAGES, text, "a JSON array of at least 1 message is expected")
+        raise InvalidRequestError(
+            wire.MESSAGES, text, "a JSON array of at least 1 message is expected"
+        )
     for index, message in enumerate(messages):
         for key in ("role", "content"):
             if not isinstance(message, dict) or not isinstance(message.get(key), str):
@@ -161,7 +165,7 @@ def _single(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     if tensor is None:
         return None
-    values: np.ndarray = tensor.as_numpy()
+    values: NDArray[Any] = tensor.as_numpy()
     if values.size != 1:
         raise _one_per_request(name, values.shape)
     return values.reshape(-1)[0]

@@ -32,7 +32,9 @@ class Responder:
         self._live_lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._send_loop, args=(q,), name=f"octavo-sender-{i}", daemon=True)
+            threading.Thread(
+                target=self._send_loop, args=(q,), name=f"octavo-sender-{i}", daemon=True
+            )
             for i, q in enumerate(self._queues)
         ]
         self._threads.append(

@@ -67,8 +67,8 @@ class OctavoModel:
         """
         arrival_s = time.monotonic()
         # All are read before any waits, so that a bad one is answered at once.
-        replies = [reply for request in requests if (reply := self._read(request, arrival_s))]
-        for reply, timeout_s in replies:
+        read = [self._read(request, arrival_s) for request in requests]
+        for reply, timeout_s in filter(None, read):
             self._admit(reply, timeout_s)
         while not self._engine.wait_for_room(_TICK_S):
             pass
@@ -95,22 +95,10 @@ class OctavoModel:
         return None
 
     def _admit(self, reply: Reply, timeout_s: float) -> None:
-        """Hands one request to the engine, once there is room; only a batch has to wait here.
-        `timeout_s` 0 is none; Triton counts it in its own queue and no longer here."""
+        """Hands one request to the engine, once there is room; only a batch has to wait here."""
         try:
             while not self._engine.wait_for_room(_TICK_S):
-                waited_s = time.monotonic() - reply.arrival_s
-                if reply.is_cancelled():
-                    reply.close_with_error(
-                        FinishReason.CANCELLED, "Request was cancelled", pb_utils.TritonError.CANCELLED
-                    )
-                    return
-                deadline_s = (reply.request.params.deadline_ms or 0) / 1e3
-                limit_s = min((s for s in (timeout_s, deadline_s) if s), default=None)
-                if limit_s is not None and waited_s >= limit_s:
-                    reply.close_with_error(
-                        FinishReason.DEADLINE, "Request timeout expired", pb_utils.TritonError.UNAVAILABLE
-                    )
+                if self._ended_while_waiting(reply, timeout_s):
                     return
             self._responder.submit(reply)
         except InvalidRequestError as exc:
@@ -121,3 +109,16 @@ class OctavoModel:
         except Exception as exc:
             log.exception("a request could not be admitted")
             reply.fail(f"{type(exc).__name__}: {exc}")
+
+    def _ended_while_waiting(self, reply: Reply, timeout_s: float) -> bool:
+        """Answers a request that is cancelled or late. `timeout_s` is the one that Triton
+        counts in its own queue and no longer here; 0 is none."""
+        if reply.is_cancelled():
+            reply.cancelled()
+            return True
+        limits = [timeout_s, (reply.request.params.deadline_ms or 0) / 1e3]
+        limit_s = min((s for s in limits if s > 0), default=float("inf"))
+        if time.monotonic() - reply.arrival_s < limit_s:
+            return False
+        reply.expired(f"{limit_s:g} s")
+        return True

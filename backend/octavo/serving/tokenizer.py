@@ -62,8 +62,9 @@ class Tokenizer:
 
         Raises InvalidRequestError if there is no template or it refuses them.
         """
+        shown = f"{len(messages)} messages"
         if self._chat_template is None:
-            raise InvalidRequestError("messages", f"{len(messages)} messages", "the model has no chat template")
+            raise InvalidRequestError("messages", shown, "the model has no chat template")
         try:
             return str(
                 self._chat_template.render(
@@ -71,7 +72,8 @@ class Tokenizer:
                 )
             )
         except (TemplateError, SecurityError, TypeError, KeyError) as exc:
-            raise InvalidRequestError("messages", f"{len(messages)} messages", f"the chat template refuses: {exc}") from None
+            limit = f"the chat template refuses: {exc}"
+            raise InvalidRequestError("messages", shown, limit) from None
 
     @cached_property
     def _chat_template(self) -> Any:
