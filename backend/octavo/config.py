@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,12 +29,19 @@ _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
                "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 
 
+def _no_bool(value: object) -> object:
+    # JSON's and TOML's true would otherwise count as the number 1.
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
 def _byte_size(value: object) -> object:
     if isinstance(value, str) and not value.isdigit():
         match = _SIZE.fullmatch(value.strip())
         if match is None:
             raise ValueError('should be a number of bytes, such as 1073741824, "512MiB" or "2GiB"')
-        return int(float(match[1]) * _SIZE_UNITS[(match[2] or "").lower()])
+        return int(Decimal(match[1]) * _SIZE_UNITS[(match[2] or "").lower()])
     return value
 
 
@@ -41,6 +49,8 @@ def _none_if_auto(value: object) -> object:
     return None if value == "auto" else value
 
 
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_no_bool)]
 Auto = BeforeValidator(_none_if_auto)
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -49,8 +59,8 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 class SLO:
     """What a good request meets; the default is MLPerf's llama3.1-8b Server scenario."""
 
-    ttft_s: Annotated[float, Field(gt=0)] = 2.0
-    tpot_s: Annotated[float, Field(gt=0)] = 0.1
+    ttft_s: Annotated[Number, Field(gt=0)] = 2.0
+    tpot_s: Annotated[Number, Field(gt=0)] = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -59,22 +69,23 @@ class EngineConfig:
 
     model: Path
     dtype: DType = "auto"  # auto: the checkpoint's own
-    max_model_len: Annotated[int, Field(ge=2)] | Annotated[None, Auto] = None
+    max_model_len: Annotated[Integer, Field(ge=2)] | Annotated[None, Auto] = None
     # A step computes at most this many tokens: decodes first, then chunks of prompts. It
     # bounds the length of a step, and so how soon a cancelled request gives back its blocks.
-    max_num_batched_tokens: Annotated[int, Field(ge=1, le=2**20)] = 256
-    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 32
+    max_num_batched_tokens: Annotated[Integer, Field(ge=1, le=2**20)] = 256
+    max_num_seqs: Annotated[Integer, Field(ge=1, le=4096)] = 32
     # Admitted beyond max_num_seqs, so that a free place is filled within one step; all
     # further requests stay in the Triton server's queue, under its policy.
-    max_num_waiting: Annotated[int, Field(ge=0, le=4096)] = 4
-    block_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    max_num_waiting: Annotated[Integer, Field(ge=0, le=4096)] = 4
+    block_size: Annotated[Integer, Field(ge=1, le=1024)] = 16
     kv_cache_bytes: (
-        Annotated[int, BeforeValidator(_byte_size), Field(ge=1)] | Annotated[None, Auto]
+        Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
+        | Annotated[None, Auto]
     ) = None
-    watermark_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    num_threads: Annotated[int, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
-    sender_threads: Annotated[int, Field(ge=1, le=16)] = 2
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0
+    watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
+    num_threads: Annotated[Integer, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
+    sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 2
+    drain_timeout_s: Annotated[Number, Field(ge=0, le=86_400)] = 30.0
     slo: SLO = SLO()
 
     def __post_init__(self) -> None:
@@ -100,12 +111,13 @@ def make_config(**values: Any) -> EngineConfig:
         return _ADAPTER.validate_python(values)
     except ValidationError as exc:
         fault = exc.errors(include_url=False)[0]
+        loc = [str(part) for part in fault["loc"]]
         # Past the field itself, pydantic's path names the branches of its type.
-        names = [str(part) for part in fault["loc"] if part in (*_FIELDS, *_SLO_FIELDS)]
-        field = ".".join(names) or str(*fault["loc"][:1])
+        field = ".".join(name for name in loc if name in (*_FIELDS, *_SLO_FIELDS)) or "".join(loc)
         message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if fault["type"] == "unexpected_keyword_argument":
-            message = f"unknown setting; known: {', '.join(_FIELDS)}"
+            field, known = ".".join(loc), _FIELDS if len(loc) == 1 else _SLO_FIELDS
+            message = f"unknown setting; known: {', '.join(known)}"
         got = f"{field} = {fault['input']!r}: " if field else ""
         raise ConfigError(f"engine settings: {got}{message}") from None
 
@@ -119,15 +131,15 @@ def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineCo
         values: dict[str, Any] = tomllib.loads(toml.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{toml}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{toml}: {exc}") from None
     if "model" in values:
         values["model"] = toml.parent / str(values["model"])
     for name, value in environ.items():
         if name.startswith(ENV_PREFIX):
             field = name.removeprefix(ENV_PREFIX).lower()
-            if field.startswith("slo_"):
-                values.setdefault("slo", {})[field.removeprefix("slo_")] = value
+            if field.startswith("slo_") and isinstance(values.setdefault("slo", {}), dict):
+                values["slo"][field.removeprefix("slo_")] = value
             else:
                 values[field] = value
     if environ.get(ENV_MODEL):

@@ -156,11 +156,14 @@ class Engine:
         with self._changed:
             self._closed = self._closed or "the server is shutting down"
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._num_admitted == 0, timeout_s)
+            if self._thread is not None:
+                self._changed.wait_for(lambda: self._num_admitted == 0, timeout_s)
             for request_id in [*self._live, *(s.request_id for s, _ in self._inbox)]:
                 self._cancelled[request_id] = FinishReason.ERROR
             self._changed.notify_all()
-        if self._thread is not None:
+        if self._thread is None:
+            self._take_inbox()
+        else:
             self._thread.join()
             self._thread = None
 
@@ -173,8 +176,14 @@ class Engine:
         assert self._thread is None, "the engine's own thread is stepping"
         each = params if isinstance(params, list) else [params] * len(prompts)
         results = [GenerationResult() for _ in prompts]
-        for prompt, own, result in zip(prompts, each, results, strict=True):
-            self.submit(GenerationRequest(prompt, own, result.add))
+        requests = [
+            GenerationRequest(prompt, own, result.add)
+            for prompt, own, result in zip(prompts, each, results, strict=True)
+        ]
+        for request in requests:
+            self._check(request)  # all or none
+        for request in requests:
+            self.submit(request)
         while self.step():
             pass
         return results
@@ -183,13 +192,14 @@ class Engine:
         """Computes one step, if there is work. Returns whether there was."""
         self._take_inbox()
         if not self.scheduler.has_work:
+            self._measure()
             return False
         began_s = time.perf_counter()
         plan = self.scheduler.schedule()
         self._count_admitted(plan)
         sampled = self.runner.run(plan)
         outputs = self.scheduler.update(plan, sampled.token_ids)
-        self._count(plan, len(outputs), time.perf_counter() - began_s)
+        self._count(plan, sum(sampled.is_finite), time.perf_counter() - began_s)
         for (sequence, token_id, reason), logprobs, is_finite in zip(
             outputs, sampled.logprobs, sampled.is_finite, strict=True
         ):
@@ -225,8 +235,9 @@ class Engine:
         with self._changed:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, {}
-        for sequence, sink in arrived:
-            self._live[sequence.request_id] = (sequence, sink)
+            # Under the lock: `stop` finds each request in the inbox or here.
+            self._live.update({s.request_id: (s, sink) for s, sink in arrived})
+        for sequence, _ in arrived:
             self.scheduler.add(sequence)
             if sequence.params.deadline_ms is not None:
                 deadline_s = sequence.arrival_s + sequence.params.deadline_ms / 1e3
@@ -263,7 +274,10 @@ class Engine:
             self._live.update({s.request_id: (s, sink) for s, sink in self._inbox})
             self._inbox.clear()
         for sequence, _ in list(self._live.values()):
-            self._emit(sequence, TokenOutput(None, finish_reason=FinishReason.ERROR, error=why))
+            try:
+                self._emit(sequence, TokenOutput(None, finish_reason=FinishReason.ERROR, error=why))
+            except Exception:  # a sink's fault must not cost the others their end
+                log.exception("request %d did not take its end", sequence.request_id)
         self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
 
     def _check(self, request: GenerationRequest) -> None:
@@ -299,10 +313,13 @@ class Engine:
         phase: Phase = "mixed" if plan.decodes else "prefill"
         if not plan.prefills:
             phase = "decode"
-        stats, scheduler = self.stats, self.scheduler
-        stats.steps += 1
-        stats.busy_s[phase] += elapsed_s
-        stats.generation_tokens += num_outputs
+        self.stats.steps += 1
+        self.stats.busy_s[phase] += elapsed_s
+        self.stats.generation_tokens += num_outputs
+        self._measure()
+
+    def _measure(self) -> None:
+        scheduler = self.scheduler
         used = scheduler.allocator.num_used
         filled = sum(sequence.num_computed_tokens for sequence in scheduler.running)
         self.gauges = EngineGauges(

@@ -31,7 +31,10 @@ class InvalidRequestError(OctavoError):
     MAX_SHOWN = 80
 
     def __init__(self, field: str, value: object, limit: str) -> None:
-        shown = value if isinstance(value, str) else repr(value)
+        try:
+            shown = value if value and isinstance(value, str) else repr(value)
+        except (ValueError, RecursionError):  # an integer of thousands of digits, deep nesting
+            shown = f"a {type(value).__name__} too large to show"
         if len(shown) > self.MAX_SHOWN:
             shown = f"{shown[: self.MAX_SHOWN]}… ({len(shown)} characters)"
         super().__init__(f"{field}: got {shown}; {limit}")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from octavo.config import Integer, Number
 from octavo.errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
@@ -12,19 +13,10 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 
 
-def _no_bool(value: object) -> object:
-    # JSON's true would otherwise count as the number 1.
-    if isinstance(value, bool):
-        raise ValueError("Input should be a number")
-    return value
-
-
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Integer = Annotated[int, BeforeValidator(_no_bool)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS, strict=True)]
 
 

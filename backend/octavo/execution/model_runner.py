@@ -81,9 +81,12 @@ def _plan_memory(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -
         )
     block_bytes = config.block_size * model.kv_values_per_token * dtype.itemsize
     budget = config.kv_cache_bytes
+    available = psutil.virtual_memory().available
     if budget is None:
         full_use = config.max_num_seqs * -(-wanted // config.block_size) * block_bytes
-        budget = min(full_use, int(_AUTO_MEMORY_RATIO * psutil.virtual_memory().available))
+        budget = min(full_use, int(_AUTO_MEMORY_RATIO * available))
+    if budget > available:
+        raise ConfigError(f"kv_cache_bytes = {budget}: {available} bytes of memory are available")
     num_blocks = budget // block_bytes
     if num_blocks < 1:
         raise ConfigError(

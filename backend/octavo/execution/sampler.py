@@ -92,7 +92,7 @@ def _forbid_early_stops(sequences: Rows[Sequence], logits: Tensor) -> None:
 def _token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
     logprobs = logits.log_softmax(-1)
     chosen = logprobs[token_id]
-    values, ids = logprobs.topk(count)
+    values, ids = logprobs.topk(min(count, len(logprobs)))
     return TokenLogprobs(
         logprob=float(chosen),
         rank=int((logprobs > chosen).sum()) + 1,

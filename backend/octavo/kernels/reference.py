@@ -57,8 +57,9 @@ def store_kv(
     if bool((slot_mapping < 0).any()):
         kept = slot_mapping >= 0
         keys, values, slot_mapping = keys[kept], values[kept], slot_mapping[kept]
-    key_cache.flatten(0, 1).index_copy_(0, slot_mapping, keys)
-    value_cache.flatten(0, 1).index_copy_(0, slot_mapping, values)
+    # view, not flatten: of a cache that is not contiguous flatten would fill a copy.
+    key_cache.view(-1, *keys.shape[1:]).index_copy_(0, slot_mapping, keys)
+    value_cache.view(-1, *values.shape[1:]).index_copy_(0, slot_mapping, values)
 
 
 def paged_attention(
@@ -93,10 +94,11 @@ def paged_attention(
         longest = int(context_lens[rows].max())
         blocks = -(-longest // key_cache.shape[1])
         tables = block_tables[rows, :blocks]
-        out[tokens] = _padded_attention(
-            query[tokens], key_cache[tables].flatten(1, 2), value_cache[tables].flatten(1, 2),
-            positions, scale,
-        )  # fmt: skip
+        keys, values = key_cache[tables].flatten(1, 2), value_cache[tables].flatten(1, 2)
+        # Behind a context lies what another sequence left; a NaN there would survive the mask.
+        unused = torch.arange(keys.shape[1], device=query.device) >= context_lens[rows][:, None]
+        keys[unused], values[unused] = 0, 0
+        out[tokens] = _padded_attention(query[tokens], keys, values, positions, scale)
     return out
 
 
@@ -135,7 +137,10 @@ def sample(
     warm = (temperature > 0).nonzero().squeeze(1)
     if len(warm) == 0:
         return tokens
-    probs = (logits[warm] / temperature[warm, None]).softmax(-1)
+    # Divided by a tiny temperature a logit overflows, so the largest becomes 0 before.
+    warm_logits = logits[warm]
+    warm_logits = warm_logits - warm_logits.amax(-1, keepdim=True)
+    probs = (warm_logits / temperature[warm, None]).softmax(-1)
     top_k, top_p = top_k[warm], top_p[warm]
     cut = ((top_k > 0) | (top_p < 1)).nonzero().squeeze(1)
     if len(cut) > 0:

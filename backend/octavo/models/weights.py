@@ -77,11 +77,13 @@ def _shards(folder: Path) -> dict[str, list[str]]:
     """Shard file → the tensors that the index expects in it (none named: all it has)."""
     if (folder / _INDEX).exists():
         try:
-            weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as exc:
+            index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+            weight_map = dict(index["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ConfigError(f"{folder / _INDEX}: no readable weight_map ({exc})") from None
         shards: dict[str, list[str]] = {}
         for name, shard in weight_map.items():
+            shard = str(shard)
             if Path(shard).name != shard or not shard.endswith(".safetensors"):
                 raise ConfigError(
                     f"{folder / _INDEX}: {shard!r} is not a safetensors file beside it"

@@ -1,48 +1,71 @@
 """Text out of a stream of tokens: whole characters, no lost space, stop strings held back."""
 
+from collections.abc import Callable
+
 from octavo.serving.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
-# Tokens of context that a token is decoded with; some tokenizers drop the leading space of
-# whatever comes first.
+# Tokens of the prompt that the first new one is decoded with; some tokenizers drop the leading
+# space of whatever comes first.
 _CONTEXT = 5
+_LONGEST_CHARACTER = 4  # in bytes, and so in tokens
+_MAX_WINDOW = 64  # in tokens; undecodable output can go on and on
 
 
 class Detokenizer:
     """The texts of `push` and `flush`, joined, are the text of all tokens decoded together.
 
-    A character that is spread over tokens comes with its last one. Undecodable bytes show as
-    U+FFFD while incomplete, so a last U+FFFD is held until the next token settles it.
+    A character that is spread over tokens comes with its last one: undecodable bytes show as
+    U+FFFD while incomplete, so that is held until further tokens settle it. Each new token is
+    decoded with the tokens of the last text given, never with a part of a character: of a run
+    of byte tokens some tokenizers decode all or nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int]) -> None:
         self._tokenizer = tokenizer
-        self._window = list(prompt_token_ids[-_CONTEXT:])
-        self._given = tokenizer.decode(self._window)  # of the window's text
+        for length in range(_CONTEXT, _CONTEXT + _LONGEST_CHARACTER):
+            self._window = list(prompt_token_ids[-length:])
+            self._given = tokenizer.decode(self._window)  # of the window's text
+            if not self._given.startswith(_REPLACEMENT):
+                break
+        self._num_given = len(self._window)  # tokens of the window; the others are held
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes."""
+        if token_id in self._tokenizer.special_token_ids:
+            return ""
         self._window.append(token_id)
-        text = self._tokenizer.decode(self._window)
-        delta = _settled(text)[len(self._given) :]
-        self._given += delta
-        is_settled = not text.endswith(_REPLACEMENT)
-        # Undecodable output can go on and on; the window is cut in the end all the same.
-        if len(self._window) > (2 if is_settled else 12) * _CONTEXT:
-            self._window = self._window[-_CONTEXT:]
-            self._given = _settled(self._tokenizer.decode(self._window))
+        is_settled = not self._tokenizer.decode(self._window).endswith(_REPLACEMENT)
+        num_held = len(self._window) - self._num_given
+        if not is_settled and num_held < _LONGEST_CHARACTER:
+            return ""
+        delta = self._new_text(_settled)
+        start = self._num_given if delta else 0
+        if is_settled:
+            self._num_given = len(self._window)
+        if len(self._window) > _MAX_WINDOW:
+            start = len(self._window) - 2 * _CONTEXT
+        del self._window[:start]
+        self._num_given = max(self._num_given - start, 0)
+        self._given = _settled(self._tokenizer.decode(self._window))
         return delta
 
     def flush(self) -> str:
-        """What was held back."""
-        text = self._tokenizer.decode(self._window)
-        delta, self._given = text[len(self._given) :], text
-        return delta
+        """What was held back. Nothing may follow."""
+        return self._new_text(str)
+
+    def _new_text(self, cut: Callable[[str], str]) -> str:
+        """What the window adds to the text given, as far as `cut` leaves it."""
+        text = cut(self._tokenizer.decode(self._window))
+        if text.startswith(self._given):
+            return text[len(self._given) :]
+        # Bytes that are no character have spoilt the characters before them.
+        return cut(self._tokenizer.decode(self._window[self._num_given :]))
 
 
 def _settled(text: str) -> str:
     """`text` without a last character that further bytes may still complete."""
-    return text[:-1] if text.endswith(_REPLACEMENT) else text
+    return text.removesuffix(_REPLACEMENT)
 
 
 class StopStrings:

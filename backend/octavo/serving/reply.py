@@ -24,9 +24,13 @@ log = logging.getLogger(__name__)
 
 
 def send_error(sender: Any, message: str, code: int) -> None:
-    """The final response of a request that fails."""
-    response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    """The final response of a request that fails. Never raises: a fault on this way out must not
+    reach the neighbours."""
+    try:
+        response = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception:
+        log.exception("an error could not be sent: %s", message)
 
 
 class Reply:
@@ -70,9 +74,14 @@ class Reply:
         return self._open
 
     def is_cancelled(self) -> bool:
-        """Asks Triton; a round trip between processes."""
+        """Asks Triton; a round trip between processes. True if that fails: then there is nobody
+        to answer."""
         with self._lock:
-            return self._open and bool(self._sender.is_cancelled())
+            try:
+                return self._open and bool(self._sender.is_cancelled())
+            except Exception:
+                log.exception("a request could not be asked for")
+                return True
 
     def deliver(self, outputs: list[TokenOutput]) -> None:
         """Takes what the engine put out since the last call; sends at most one response."""
@@ -158,9 +167,8 @@ class Reply:
         """Sends what has gathered; `reason` makes it the final response."""
         self._observe_output()
         tensors = [
-            self._tensor(name, value)
-            for name, value in self._values(reason).items()
-            if name in self.request.outputs
+            pb_utils.Tensor(name, self._batched(self._value(name, reason)))
+            for name in self.request.outputs
         ]
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
         with self._lock:
@@ -173,21 +181,27 @@ class Reply:
         if reason is not None:
             self._count_finish(reason, is_error=False)
 
-    def _values(self, reason: FinishReason | None) -> dict[str, NDArray[Any]]:
-        logprobs = json.dumps(self._logprobs) if self.request.shows_logprobs else "null"
-        finish = reason.value if reason else "None"  # vllm_backend's word for "not yet"
-        return {
-            wire.TEXT_OUTPUT: np.array([self._text.encode()], dtype=object),
-            wire.FINISH_REASON: np.array([finish.encode()], dtype=object),
-            wire.CUMULATIVE_LOGPROB: np.array([self._cumulative_logprob], dtype=np.float32),
-            wire.LOGPROBS: np.array([logprobs.encode()], dtype=object),
-            wire.NUM_INPUT_TOKENS: np.array([len(self.request.prompt_token_ids)], dtype=np.uint32),
-            wire.NUM_OUTPUT_TOKENS: np.array([len(self._token_ids)], dtype=np.uint32),
-            wire.TOKEN_IDS: np.array(self._token_ids, dtype=np.int32),
-        }
+    def _value(self, name: str, reason: FinishReason | None) -> NDArray[Any]:
+        match name:
+            case wire.TEXT_OUTPUT:
+                return _bytes(self._text)
+            case wire.FINISH_REASON:
+                return _bytes(reason.value if reason else "None")  # vllm_backend's "not yet"
+            case wire.CUMULATIVE_LOGPROB:
+                return np.array([self._cumulative_logprob], dtype=np.float32)
+            case wire.LOGPROBS:
+                shown = self.request.shows_logprobs
+                return _bytes(json.dumps(self._logprobs) if shown else "null")
+            case wire.NUM_INPUT_TOKENS:
+                return np.array([len(self.request.prompt_token_ids)], dtype=np.uint32)
+            case wire.NUM_OUTPUT_TOKENS:
+                return np.array([len(self._token_ids)], dtype=np.uint32)
+            case wire.TOKEN_IDS:
+                return np.array(self._token_ids, dtype=np.int32)
+        raise AssertionError(name)
 
-    def _tensor(self, name: str, value: NDArray[Any]) -> Any:
-        return pb_utils.Tensor(name, value[None] if self.request.batched else value)
+    def _batched(self, value: NDArray[Any]) -> NDArray[Any]:
+        return value[None] if self.request.batched else value
 
     def _observe_output(self) -> None:
         if not self._text:
@@ -208,3 +222,7 @@ class Reply:
             not is_error and ttft_s <= self._slo.ttft_s and (tpot_s or 0.0) <= self._slo.tpot_s
         )
         self._stats.observe_finish(reason.value, e2e_s, tpot_s, self._num_tokens, is_good=is_good)
+
+
+def _bytes(text: str) -> NDArray[Any]:
+    return np.array([text.encode()], dtype=object)

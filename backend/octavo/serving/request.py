@@ -77,7 +77,10 @@ class RequestReader:
             if self._batched and tensor.ndim > 1 and tensor.shape[0] > 1:
                 raise _one_per_request(wire.INPUT_IDS, tensor.shape)
             ids: list[int] = tensor.reshape(-1).tolist()
-            return ids, self._tokenizer.decode(ids) if need_text else ""
+            if min(ids, default=0) < 0:  # the tokenizer cannot take these; others are the engine's
+                raise InvalidRequestError(wire.INPUT_IDS, min(ids), "token ids begin at 0")
+            fits = len(ids) < self._max_model_len  # else the engine refuses them
+            return ids, self._tokenizer.decode(ids) if need_text and fits else ""
         text = _text(request, given[0]) or ""
         if given[0] == wire.MESSAGES:
             rendered = self._tokenizer.render_chat(_messages(text))
@@ -103,7 +106,8 @@ def _sampling_params(request: Any) -> SamplingParams:
     text = _text(request, wire.SAMPLING_PARAMETERS)
     if text is None:
         values = json.loads(request.parameters() or "{}")
-        own = {name: value for name, value in values.items() if not name.startswith("triton_")}
+        # Triton's own: flags of its protocol, and the `id` that /generate takes for a parameter.
+        own = {k: v for k, v in values.items() if k != "id" and not k.startswith("triton_")}
         return sampling_params.parse(own)
     values = _json(wire.SAMPLING_PARAMETERS, text) if text.strip() else {}
     if not isinstance(values, dict):
@@ -128,7 +132,10 @@ def _messages(text: str) -> list[dict[str, Any]]:
 
 def _json(field: str, text: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\u" in text:  # an escape can name half a character, which is no text
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as exc:
         raise InvalidRequestError(field, text, f"JSON is expected ({exc})") from None
 

@@ -68,8 +68,12 @@ class OctavoModel:
         arrival_s = time.monotonic()
         # All are read before any waits, so that a bad one is answered at once.
         read = [self._read(request, arrival_s) for request in requests]
-        for reply, timeout_s in filter(None, read):
-            self._admit(reply, timeout_s)
+        in_hand = [each for each in read if each is not None]
+        while in_hand:  # more than fit: only a batch can be
+            if self._engine.wait_for_room(_TICK_S):
+                self._admit(in_hand.pop(0)[0])
+            else:
+                in_hand = [each for each in in_hand if not self._ended_in_hand(*each)]
         while not self._engine.wait_for_room(_TICK_S):
             pass
 
@@ -94,12 +98,9 @@ class OctavoModel:
             send_error(sender, f"{type(exc).__name__}: {exc}", pb_utils.TritonError.INTERNAL)
         return None
 
-    def _admit(self, reply: Reply, timeout_s: float) -> None:
-        """Hands one request to the engine, once there is room; only a batch has to wait here."""
+    def _admit(self, reply: Reply) -> None:
+        """Hands one request to the engine, which has room."""
         try:
-            while not self._engine.wait_for_room(_TICK_S):
-                if self._ended_while_waiting(reply, timeout_s):
-                    return
             self._responder.submit(reply)
         except InvalidRequestError as exc:
             self._stats.count_invalid()
@@ -110,7 +111,7 @@ class OctavoModel:
             log.exception("a request could not be admitted")
             reply.fail(f"{type(exc).__name__}: {exc}")
 
-    def _ended_while_waiting(self, reply: Reply, timeout_s: float) -> bool:
+    def _ended_in_hand(self, reply: Reply, timeout_s: float) -> bool:
         """Answers a request that is cancelled or late. `timeout_s` is the one that Triton
         counts in its own queue and no longer here; 0 is none."""
         if reply.is_cancelled():

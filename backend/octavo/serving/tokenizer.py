@@ -53,6 +53,12 @@ class Tokenizer:
         return both[self._anchor_length :]
 
     @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that `decode` skips."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
     def longest_token_bytes(self) -> int:
         """No token stands for more bytes of text than this."""
         return max(len(token.encode()) for token in self._tokenizer.get_vocab())

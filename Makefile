@@ -1,0 +1,79 @@
+# `make` lists the targets. Variables: MODEL, PORT, SERVE_ARGS, PYTHON, PIP_ARGS.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help serve doctor test check test-all lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A stamp is touched only after its install went through, so an interrupted one is done again.
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+PACKAGES := $(wildcard backend/pyproject.toml client/pyproject.toml)
+EDITABLE := $(patsubst %/pyproject.toml,--editable %,$(PACKAGES))
+PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
+CHECKED = backend/octavo $(wildcard client/octavo_client)
+
+help: ## list the targets
+	@echo "Octavo: an LLM engine inside NVIDIA Triton Inference Server."
+	@echo
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@echo
+	@echo "  make serve MODEL=path-or-hub-id PORT=9000     another checkpoint, other ports"
+	@echo "  make serve SERVE_ARGS='--contract vllm'       any option of: octavo serve --help"
+	@echo "  make serve PYTHON=python3.12                  Python for a new .venv (3.10 to 3.12)"
+	@echo "  make serve PIP_ARGS='--index-url URL'         options for pip, as for a CPU-only torch"
+
+serve: $(RUNTIME) ## install, start the server, wait for a token, stay until Ctrl-C
+	@$(BIN)/octavo serve $(MODEL) $(if $(PORT),--port $(PORT)) $(SERVE_ARGS)
+
+doctor: $(RUNTIME) ## look at this machine: what is missing, and how to mend it
+	@$(BIN)/octavo doctor
+
+test: $(DEV) ## the tests, with the real server in them (under 10 minutes)
+	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+
+check: $(DEV) ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CHECKED)
+	$(BIN)/lint-imports --no-cache
+
+test-all: check ## check, and all tests with the slow ones (under 30 minutes)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lock: ## renew requirements/constraints.txt (needs Python 3.10, 3.11 and 3.12)
+	python3 requirements/lock.py python3.10 python3.11 python3.12
+
+clean: ## remove .venv and caches of tools (not ~/.cache/octavo)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements/runtime.txt requirements/server.txt requirements/constraints.txt $(PACKAGES)
+	@rm -f $@
+	@$(make_venv)
+	@echo "Installing the pinned packages into $(VENV) (minutes the first time) ..."
+	@$(PIP) -r requirements/runtime.txt
+	@$(PIP) --no-deps -r requirements/server.txt
+	@$(PIP) --no-deps $(EDITABLE)
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUNTIME)
+	@$(PIP) -r requirements/dev.txt
+	@touch $@
+
+# Keeps a working .venv. Else makes one with $(PYTHON), or with the first Python that the
+# embedded server has a stub for.
+SUITS = -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+define make_venv
+if ! $(BIN)/python $(SUITS) 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+  found=; for python in $(or $(PYTHON),python3 python3.12 python3.11 python3.10); do \
+    if $$python $(SUITS) 2>/dev/null; then found=$$python; break; fi; \
+  done; \
+  if [ -z "$$found" ]; then \
+    echo "octavo: no Python 3.10 to 3.12 with venv and pip among: $(or $(PYTHON),python3 python3.12 python3.11 python3.10) (the embedded server needs one; apt install python3-venv, or make serve PYTHON=/path/to/python3.12)" >&2; \
+    exit 1; \
+  fi; \
+  "$$found" -m venv --clear $(VENV); \
+fi
+endef

@@ -1,0 +1,1 @@
+"""The `octavo` command: starting and judging servers. Nothing here imports torch."""

@@ -1,0 +1,164 @@
+"""The `octavo` command: options and exit codes. What each command does lies in its own module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Octavo: an LLM engine inside NVIDIA Triton Inference Server, and its tools.",
+)
+
+_ENGINE, _SERVER, _NETWORK = "Engine", "Server", "Network"
+
+Port = Annotated[
+    int,
+    typer.Option(
+        help="HTTP port; gRPC and metrics take the two after it.",
+        rich_help_panel=_NETWORK,
+    ),
+]
+OnePort = Annotated[int | None, typer.Option(help="This port alone.", rich_help_panel=_NETWORK)]
+Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_NETWORK)]
+
+
+@app.callback()
+def _main() -> None:
+    pass
+
+
+@app.command(
+    epilog="Exit codes: 0 drained and stopped, 1 not started, 2 wrong usage, 3 the engine died, "
+    "4 stopped before all running requests had finished."
+)
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Checkpoint folder, or id on the Hugging Face hub.",
+            show_default="models/octavo-tiny",
+        ),
+    ] = None,
+    port: Port = 8000,
+    http_port: OnePort = None,
+    grpc_port: OnePort = None,
+    metrics_port: OnePort = None,
+    host: Host = "127.0.0.1",
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float16", "float32"] | None,
+        typer.Option(help="Type of weights and activations.", rich_help_panel=_ENGINE),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of the engine.", rich_help_panel=_ENGINE)
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Sequences decoded at once.", rich_help_panel=_ENGINE)
+    ] = None,
+    kv_cache_bytes: Annotated[
+        str | None, typer.Option(help="KV cache, such as 2GiB.", rich_help_panel=_ENGINE)
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any setting of engine.toml; repeatable.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    contract: Annotated[
+        Literal["batched", "vllm"],
+        typer.Option(
+            help="Form of the tensors: batched [1,1], or vllm_backend's [1].",
+            rich_help_panel=_SERVER,
+        ),
+    ] = "batched",
+    repository: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model repository.", show_default="model_repository", rich_help_panel=_SERVER
+        ),
+    ] = None,
+    server_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the server folder is built.",
+            show_default="~/.cache/octavo",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    log_level: Annotated[
+        Literal["error", "warning", "info", "verbose"],
+        typer.Option(help="How much the server logs.", rich_help_panel=_SERVER),
+    ] = "info",
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="The server's log (overwritten).",
+            show_default="a new one in ~/.cache/octavo/logs",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
+    ready_timeout: Annotated[
+        float, typer.Option(help="Seconds to the first token.", min=1, rich_help_panel=_SERVER)
+    ] = 180,
+    drain_timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds for running requests to finish.", min=0, rich_help_panel=_SERVER
+        ),
+    ] = 30,
+) -> None:
+    """Serve a model: start the embedded Triton server, wait for a token, stay until Ctrl-C."""
+    from octavo.cli import serve as command
+    from octavo.cli.arguments import ServeArguments
+
+    raise typer.Exit(
+        command.run(
+            ServeArguments(
+                model=model,
+                port=port,
+                http_port=http_port,
+                grpc_port=grpc_port,
+                metrics_port=metrics_port,
+                host=host,
+                engine={
+                    "dtype": dtype,
+                    "num_threads": threads,
+                    "max_num_seqs": max_num_seqs,
+                    "kv_cache_bytes": kv_cache_bytes,
+                },
+                assignments=tuple(assignments or ()),
+                contract=contract,
+                repository=repository,
+                server_dir=server_dir,
+                log_level=log_level,
+                log_file=log_file,
+                ready_timeout_s=ready_timeout,
+                drain_timeout_s=drain_timeout,
+            )
+        )
+    )
+
+
+@app.command(epilog="Exit codes: 0 nothing fatal, 1 something fatal.")
+def doctor(
+    port: Port = 8000,
+    host: Host = "127.0.0.1",
+    fix: Annotated[bool, typer.Option("--fix", help="Remove stale regions.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Look at this machine: what is missing for the server, and how to mend it."""
+    from octavo.cli import doctor as command
+
+    raise typer.Exit(command.run(port=port, host=host, fix=fix, json_output=as_json))
+
+
+def main() -> None:
+    app(prog_name="octavo")

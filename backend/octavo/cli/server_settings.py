@@ -1,0 +1,139 @@
+"""From the settings of one server to tritonserver's arguments and environment: pure functions."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from octavo.cli.ports import Ports, reachable_host
+from octavo.cli.server_folder import ServerFolder
+from octavo.config import ENV_MODEL, ENV_PREFIX
+
+Contract = Literal["batched", "vllm"]
+LogLevel = Literal["error", "warning", "info", "verbose"]
+
+# Room for a burst of responses. A region grows by remapping on the hot path and never shrinks.
+_SHM_BYTES = 16 * 2**20
+# tritonserver's own bound on leaving must be longer than the engine's drain.
+_EXIT_MARGIN_S = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """One embedded server. `engine_overrides` are fields of EngineConfig, as text."""
+
+    repository: Path
+    model: Path | None = None  # None: the repository says
+    contract: Contract = "batched"
+    engine_overrides: Mapping[str, str] = field(default_factory=dict)
+    model_name: str = "llm"
+    host: str = "127.0.0.1"
+    ports: Ports = field(default_factory=Ports)
+    log_file: Path | None = None  # None: a new one under the cache folder
+    log_level: LogLevel = "info"
+    ready_timeout_s: float = 180.0
+    drain_timeout_s: float = 30.0
+    server_dir: Path | None = None  # where the server folder is built; None: the cache folder
+    extra_arguments: tuple[str, ...] = ()
+
+    @property
+    def exit_timeout_s(self) -> int:
+        return math.ceil(self.drain_timeout_s) + _EXIT_MARGIN_S
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{reachable_host(self.host)}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Without a scheme, as gRPC clients want it."""
+        return f"{reachable_host(self.host)}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{reachable_host(self.host)}:{self.ports.metrics}/metrics"
+
+    @property
+    def generate_stream_url(self) -> str:
+        return f"{self.http_url}/v2/models/{self.model_name}/generate_stream"
+
+
+def server_command(
+    settings: ServerSettings, folder: ServerFolder, shm_prefix: str, *, gpu: bool
+) -> list[str]:
+    options: dict[str, object] = {
+        "model-repository": settings.repository.resolve(),
+        "backend-directory": folder.backends,
+        "exit-timeout-secs": settings.exit_timeout_s,
+    }
+    for service in ("http", "grpc", "metrics"):
+        options[f"{service}-address"] = settings.host
+        options[f"{service}-port"] = getattr(settings.ports, service)
+    if settings.contract != "batched":
+        options["model-config-name"] = settings.contract
+    if not gpu:
+        options["allow-gpu-metrics"] = "false"
+        options["pinned-memory-pool-byte-size"] = 0
+    options.update(_log_options(settings.log_level))
+    backend = {
+        "shm-region-prefix-name": shm_prefix,
+        "shm-default-byte-size": _SHM_BYTES,
+        "shm-growth-byte-size": _SHM_BYTES,
+    }
+    return [
+        str(folder.binary),
+        # Completing a config means a second start of every stub, which our configs do not need.
+        "--disable-auto-complete-config",
+        *(f"--{name}={value}" for name, value in options.items()),
+        *(f"--backend-config=python,{name}={value}" for name, value in backend.items()),
+        *settings.extra_arguments,
+    ]
+
+
+def server_environment(
+    settings: ServerSettings, folder: ServerFolder, base: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    libraries = [str(path) for path in folder.library_path]
+    if base.get("LD_LIBRARY_PATH"):
+        libraries.append(base["LD_LIBRARY_PATH"])
+    return {
+        # The engine shares its cores with the server, its senders and often its clients. OpenMP
+        # threads that wait by spinning keep off the core the very thread they wait for.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **base,
+        # The stub embeds Python and takes the environment of the first python3 on PATH.
+        "PATH": os.pathsep.join((f"{sys.prefix}/bin", base.get("PATH", os.defpath))),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONUTF8": "1",
+        # What a killed stub has printed must be in the log.
+        "PYTHONUNBUFFERED": "1",
+        **engine_environment(settings),
+    }
+
+
+def engine_environment(settings: ServerSettings) -> dict[str, str]:
+    """The part that octavo.config reads."""
+    environment = {f"{ENV_PREFIX}DRAIN_TIMEOUT_S": f"{settings.drain_timeout_s:g}"}
+    if settings.model is not None:
+        environment[ENV_MODEL] = str(settings.model.resolve())
+    for name, value in settings.engine_overrides.items():
+        environment[f"{ENV_PREFIX}{name.upper()}"] = value
+    return environment
+
+
+def has_gpu(root: Path = Path("/")) -> bool:
+    return (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvidiactl").exists()
+
+
+def _log_options(level: LogLevel) -> dict[str, object]:
+    quiet = {"error": ("warning", "info"), "warning": ("info",), "info": (), "verbose": ()}
+    options: dict[str, object] = {f"log-{name}": "false" for name in quiet[level]}
+    if level == "verbose":
+        options["log-verbose"] = 1
+    return options
