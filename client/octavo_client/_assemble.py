@@ -1,0 +1,124 @@
+"""From arguments to a request and from responses to chunks: what both clients share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, cast
+
+from ._errors import ServerError
+from ._transport import GenerationRequest, Response
+from ._types import Chunk, Completion, RequestOptions, SamplingParameters, Usage
+
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
+
+Messages = Sequence[Mapping[str, object]]
+"""A conversation: objects with "role" and "content", the oldest first."""
+
+_SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParameters))
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a client fills in where a call says nothing."""
+
+    model: str
+    model_version: str
+    timeout: float | None
+
+    def __post_init__(self) -> None:
+        check_timeout(self.timeout)
+
+    def request(
+        self,
+        content: Mapping[str, Any],
+        *,
+        stream: bool,
+        sampling: SamplingParameters | None,
+        options: RequestOptions,
+    ) -> tuple[GenerationRequest, float | None]:
+        """The request for `content`, one of the inputs of GenerationRequest, and its timeout."""
+        given = cast("dict[str, Any]", dict(options))
+        timeout = given.pop("timeout", self.timeout)
+        check_timeout(timeout)
+        chosen = {name: given.pop(name) for name in tuple(given) if name in _SAMPLING_FIELDS}
+        request = GenerationRequest(
+            model=self.model,
+            model_version=self.model_version,
+            sampling=replace(sampling or SamplingParameters(), **chosen),
+            stream=stream,
+            return_token_ids=given.pop("return_token_ids", False),
+            request_id=given.pop("request_id", ""),
+            **content,
+        )
+        if given:
+            raise TypeError(f"unknown argument {next(iter(given))!r}")
+        return request, timeout
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise ValueError unless it is None or a positive number of seconds."""
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise ValueError(f"timeout is {timeout}; must be a positive number of seconds, or None")
+
+
+def prompt_content(prompt: Prompt) -> dict[str, Any]:
+    """The input of a plain generation."""
+    return {"text": prompt} if isinstance(prompt, str) else {"input_ids": tuple(prompt)}
+
+
+def chat_content(messages: Messages) -> dict[str, Any]:
+    """The input of a chat."""
+    return {"messages": tuple(messages)}
+
+
+class ChunkAssembler:
+    """Turns the responses of one stream into chunks and adds up its token counts."""
+
+    def __init__(self) -> None:
+        self.started = False
+        """Something of the answer has arrived, so it cannot be asked for again."""
+        self._finished = False
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+
+    def add(self, response: Response) -> Chunk | None:
+        """The chunk in a response; None for one that only ends the stream."""
+        if self._finished or response.is_empty:
+            return None
+        self.started = True
+        self._prompt_tokens = response.num_input_tokens or self._prompt_tokens
+        self._completion_tokens += response.num_output_tokens or 0
+        self._finished = response.finish_reason is not None
+        usage = Usage(self._prompt_tokens, self._completion_tokens) if self._finished else None
+        return Chunk(
+            text=response.text,
+            token_ids=response.token_ids,
+            logprobs=response.logprobs,
+            cumulative_logprob=response.cumulative_logprob,
+            finish_reason=response.finish_reason,
+            usage=usage,
+        )
+
+    def finish(self) -> None:
+        """The stream is over. A cut-off answer must not look like a whole one: ServerError."""
+        if not self._finished:
+            raise ServerError("the stream ended without a finish reason: the answer is incomplete")
+
+
+def join(chunks: Sequence[Chunk]) -> Completion:
+    """The whole answer."""
+    last = chunks[-1]
+    assert last.finish_reason is not None and last.usage is not None
+    token_ids = [chunk.token_ids for chunk in chunks if chunk.token_ids is not None]
+    logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    return Completion(
+        text="".join(chunk.text for chunk in chunks),
+        finish_reason=last.finish_reason,
+        usage=last.usage,
+        token_ids=tuple(i for ids in token_ids for i in ids) if token_ids else None,
+        logprobs=tuple(p for positions in logprobs for p in positions) if logprobs else None,
+        cumulative_logprob=last.cumulative_logprob,
+    )

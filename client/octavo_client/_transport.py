@@ -1,0 +1,95 @@
+"""The seam between the client and the network: what a transport takes, gives and promises."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ._types import Health, SamplingParameters, TokenLogprobs
+
+DEADLINE_GRACE_S = 0.25
+"""How much longer than the server the client waits, so that the server's own answer to an
+expired deadline arrives before the client hangs up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One generation, independent of the protocol. Exactly one of the three inputs is set."""
+
+    model: str
+    model_version: str = ""
+    text: str | None = None
+    messages: tuple[Mapping[str, object], ...] | None = None
+    input_ids: tuple[int, ...] | None = None
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    stream: bool = True
+    return_token_ids: bool = False
+    request_id: str = ""
+
+    def sampling_json(self, timeout: float | None) -> dict[str, object]:
+        """The sampling parameters to send, with the deadline that `timeout` seconds imply."""
+        wire = self.sampling.to_wire()
+        if timeout is not None:
+            wire.setdefault("deadline_ms", max(1, round(timeout * 1000)))
+        return wire
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One message of the server, independent of the protocol; None where it had no such output."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    num_input_tokens: int | None = None
+    num_output_tokens: int | None = None
+    """New tokens in this response alone."""
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    cumulative_logprob: float | None = None
+    final: bool = False
+    """Nothing follows."""
+
+    @property
+    def is_empty(self) -> bool:
+        """It only says that the stream is over."""
+        return not (self.text or self.finish_reason or self.num_output_tokens or self.token_ids)
+
+
+class Transport(Protocol):
+    """Carries generations to a server. Used by many threads at once."""
+
+    def stream(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> Generator[Response, None, None]:
+        """Send the request at the first `next()`; closing the generator cancels it.
+
+        `timeout` is in seconds. Raises an OctavoError for every failure of server or network.
+        """
+        ...
+
+    def health(self, model: str, model_version: str, timeout: float | None) -> Health:
+        """Ask for the server's state; never raises for a server that cannot be reached."""
+        ...
+
+    def close(self) -> None:
+        """Release the connection; running generations are cancelled."""
+        ...
+
+
+class AsyncTransport(Protocol):
+    """Transport for asyncio. Used by many tasks of one event loop."""
+
+    def stream(
+        self, request: GenerationRequest, timeout: float | None
+    ) -> AsyncGenerator[Response, None]:
+        """See `Transport.stream`."""
+        ...
+
+    async def health(self, model: str, model_version: str, timeout: float | None) -> Health:
+        """See `Transport.health`."""
+        ...
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        ...
