@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+"""Output tokens per second of one batch: transformers, our engine in process, our server.
+
+    python bench/streams.py MODEL [--concurrency 16] [--prompt 128] [--output 128] [--rounds 3]
+
+Each round gives every side the same requests, all sent at once: greedy, end of sequence
+ignored, random prompts that differ by round. The sides take turns within one run, so that a
+shared or throttled machine treats them alike; what counts is the ratio. With --mixed, prompt
+and output lengths are spread evenly from a quarter to seven quarters of the given ones
+(transformers then pads prompts and runs to the longest output, as its batched generate must).
+
+output_tps = all output tokens / (last token - submission), prefill included.
+The server's side is 16 gRPC streams of octavo_client, in a process of its own.
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+Requests = list[tuple[list[int], int]]  # prompt token ids, output tokens
+Side = Callable[[Requests], float]  # seconds for all of them
+
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
+
+
+def make_requests(args: argparse.Namespace, vocab_size: int, seed: int) -> Requests:
+    generator = random.Random(seed)
+    requests: Requests = []
+    for index in range(args.concurrency):
+        share = 0.25 + 1.5 * index / max(args.concurrency - 1, 1) if args.mixed else 1.0
+        length = max(1, round(args.prompt * share))
+        prompt = [generator.randrange(300, vocab_size - 300) for _ in range(length)]
+        requests.append((prompt, max(2, round(args.output * share))))
+    generator.shuffle(requests)
+    return requests
+
+
+def transformers_side(args: argparse.Namespace) -> Side:
+    import torch
+    import transformers
+
+    torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).eval()
+    model.generation_config.eos_token_id = None
+
+    def run(requests: Requests) -> float:
+        width = max(len(prompt) for prompt, _ in requests)
+        ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt, _ in requests])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p, _ in requests])
+        longest = max(output for _, output in requests)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(
+                ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, pad_token_id=0
+            )
+        return time.perf_counter() - began
+
+    return run
+
+
+def engine_side(args: argparse.Namespace) -> Side:
+    from octavo.config import make_config
+    from octavo.engine import Engine
+    from octavo.sampling_params import parse
+
+    engine = Engine(make_config(model=args.model, **engine_settings(args)))
+    engine.runner.bind_to_thread()
+
+    def run(requests: Requests) -> float:
+        params = [
+            parse({"temperature": 0, "max_tokens": output, "ignore_eos": True})
+            for _, output in requests
+        ]
+        began = time.perf_counter()
+        results = engine.generate([prompt for prompt, _ in requests], params)
+        elapsed = time.perf_counter() - began
+        assert [len(r.token_ids) for r in results] == [output for _, output in requests]
+        return elapsed
+
+    return run
+
+
+def server_side(args: argparse.Namespace) -> Side:
+    """Streams of a running server, whose address is args.url."""
+    from octavo_client import Client
+
+    client = Client(args.url)
+
+    def stream(prompt: list[int], output: int, counts: list[int]) -> None:
+        last = None
+        for chunk in client.stream(prompt, temperature=0, max_tokens=output, ignore_eos=True):
+            last = chunk
+        assert last is not None and last.usage is not None
+        counts.append(last.usage.completion_tokens)
+
+    def run(requests: Requests) -> float:
+        counts: list[int] = []
+        threads = [
+            threading.Thread(target=stream, args=(prompt, output, counts))
+            for prompt, output in requests
+        ]
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        elapsed = time.perf_counter() - began
+        assert sum(counts) == sum(output for _, output in requests), "a stream has failed"
+        return elapsed
+
+    return run
+
+
+SIDES: dict[str, Callable[[argparse.Namespace], Side]] = {
+    "transformers": transformers_side,
+    "engine": engine_side,
+    "server": server_side,
+}
+
+
+def work(name: str, args: argparse.Namespace, pipe: Connection) -> None:
+    """A side's process: loads once, then answers each batch of requests with its seconds."""
+    side = SIDES[name](args)
+    pipe.send("ready")
+    while (requests := pipe.recv()) is not None:
+        pipe.send(side(requests))
+
+
+def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The same for the engine in process and in the server."""
+    return {
+        "dtype": args.dtype,
+        "num_threads": args.threads,
+        "max_num_seqs": max(args.concurrency, 32),
+    }
+
+
+def start_server(args: argparse.Namespace) -> Any:
+    from octavo.cli.embedded_server import EmbeddedServer
+    from octavo.cli.ports import Ports
+    from octavo.cli.server_settings import ServerSettings
+
+    settings = ServerSettings(
+        repository=REPOSITORY,
+        model=args.model,
+        ports=Ports.free(),
+        contract=args.contract,
+        engine_overrides={name: str(value) for name, value in engine_settings(args).items()},
+    )
+    server = EmbeddedServer(settings)
+    server.start()
+    args.url = server.settings.grpc_url
+    return server
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Output tokens per second of each side, one number a round."""
+    vocab_size = json.loads((args.model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    server = start_server(args) if "server" in args.sides else None
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    try:
+        for name in args.sides:
+            pipes[name], theirs = context.Pipe()
+            context.Process(target=work, args=(name, args, theirs), daemon=True).start()
+            pipes[name].recv()
+        rates: dict[str, list[float]] = {name: [] for name in args.sides}
+        for number in range(-1, args.rounds):  # round −1 warms up
+            requests = make_requests(args, vocab_size, number)
+            tokens = sum(output for _, output in requests)
+            for name, pipe in pipes.items():
+                pipe.send(requests)
+                rate = tokens / pipe.recv()
+                print(f"round {number}: {name} {rate:.1f} tok/s", file=sys.stderr, flush=True)
+                if number >= 0:
+                    rates[name].append(rate)
+        return rates
+    finally:
+        for pipe in pipes.values():
+            pipe.send(None)
+        if server is not None:
+            server.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="checkpoint folder")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--prompt", type=int, default=128, help="prompt tokens")
+    parser.add_argument("--output", type=int, default=128, help="output tokens")
+    parser.add_argument("--mixed", action="store_true", help="spread the lengths")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--contract", default="batched", choices=("batched", "vllm"))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    args = parser.parse_args()
+    rates = measure(args)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        f"server/{name}": medians["server"] / medians[name]
+        for name in ("transformers", "engine")
+        if "server" in medians and name in medians
+    }
+    facts = {
+        key: getattr(args, key)
+        for key in ("concurrency", "prompt", "output", "mixed", "threads", "dtype")
+    }
+    print(
+        json.dumps(
+            {
+                "model": args.model.name,
+                **facts,
+                "output_tps": medians,
+                "rounds": rates,
+                "ratios": ratios,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""From logits to tokens: stops forbidden in time, log probabilities, random numbers."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from factories import make_sequence
+from octavo.execution.sampler import sample_tokens, uniform_numbers
+from octavo.scheduling.sequence import Sequence
+
+VOCAB = 50
+
+
+def random_logits(rows: int, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+def sequence(num_outputs: int = 0, **params: Any) -> Sequence:
+    made = make_sequence(0, **{"max_tokens": 30, **params})
+    made.token_ids += [1] * num_outputs
+    return made
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize(("num_outputs", "forbidden"), [(0, True), (2, True), (3, False)])
+def test_min_tokens_forbids_stops(num_outputs: int, forbidden: bool, temperature: float) -> None:
+    logits = random_logits(1)
+    first, second, third = logits[0].topk(3).indices.tolist()
+    logits[0, first] += 100  # sampled too, it is always taken
+    logits[0, third] += 50
+    own = sequence(
+        num_outputs, min_tokens=3, stop_token_ids=[first, second], temperature=temperature, seed=1
+    )
+    sampled = sample_tokens([own], logits)
+    assert sampled.token_ids == [third if forbidden else first]
+    assert sampled.is_finite == [True]
+
+
+def test_min_tokens_of_one_row_leaves_the_others_alone() -> None:
+    logits = random_logits(1).expand(2, -1).clone()
+    best, next_best = logits[0].topk(2).indices.tolist()
+    rows = [sequence(stop_token_ids=[best]), sequence(stop_token_ids=[best], min_tokens=1)]
+    assert sample_tokens(rows, logits).token_ids == [best, next_best]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 3.0, "seed": 5}])
+def test_logprobs_are_the_models_own(count: int, params: dict[str, Any]) -> None:
+    logits = random_logits(4)
+    expected = torch.log_softmax(logits.double(), -1)
+    rows = [sequence(logprobs=count, **params) for _ in range(4)]
+    # What sampling forbids is still reported as the model had it.
+    rows[3] = sequence(logprobs=count, min_tokens=2, stop_token_ids=[7], **params)
+    sampled = sample_tokens(rows, logits.clone())
+    for row, (token, logprobs) in enumerate(zip(sampled.token_ids, sampled.logprobs, strict=True)):
+        assert logprobs is not None
+        assert logprobs.logprob == pytest.approx(expected[row, token].item(), abs=1e-5)
+        assert logprobs.rank == expected[row].argsort(descending=True).tolist().index(token) + 1
+        top = expected[row].topk(count)
+        assert [t for t, _ in logprobs.top] == top.indices.tolist()
+        assert [v for _, v in logprobs.top] == pytest.approx(top.values.tolist(), abs=1e-5)
+
+
+def test_logprobs_are_for_those_who_asked() -> None:
+    rows = [sequence(), sequence(logprobs=1), sequence()]
+    sampled = sample_tokens(rows, random_logits(3))
+    assert [logprobs is not None for logprobs in sampled.logprobs] == [False, True, False]
+
+
+def test_logprobs_of_a_vocabulary_smaller_than_asked() -> None:
+    sampled = sample_tokens([sequence(logprobs=20)], random_logits(1)[:, :6])
+    assert sampled.logprobs[0] is not None and len(sampled.logprobs[0].top) == 6
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"temperature": 1, "top_k": 3, "seed": 1}])
+def test_logits_that_are_not_finite_are_told(bad: float, params: dict[str, Any]) -> None:
+    logits = random_logits(3)
+    rows = [sequence(logprobs=2, **params) for _ in range(3)]
+    expected = sample_tokens(rows, logits.clone())
+    logits[1, 4] = bad
+    sampled = sample_tokens(rows, logits)
+    assert sampled.is_finite == [True, False, True]
+    for row in (0, 2):
+        assert sampled.token_ids[row] == expected.token_ids[row]
+        assert sampled.logprobs[row] == expected.logprobs[row]
+
+
+def test_a_logit_of_minus_infinity_is_allowed() -> None:
+    logits = random_logits(1)
+    best, next_best = logits[0].topk(2).indices.tolist()
+    logits[0, best] = -math.inf
+    sampled = sample_tokens([sequence()], logits)
+    assert (sampled.token_ids, sampled.is_finite) == ([next_best], [True])
+
+
+def test_each_row_has_its_own_parameters() -> None:
+    logits = random_logits(1).expand(4, -1).clone()
+    rows = [
+        sequence(),
+        sequence(temperature=2.0, seed=11),
+        sequence(temperature=2.0, seed=11, num_outputs=1),
+        sequence(temperature=2.0, seed=12),
+    ]
+    together = sample_tokens(rows, logits.clone()).token_ids
+    alone = [sample_tokens([row], logits[:1].clone()).token_ids[0] for row in rows]
+    assert together == alone
+    assert len(set(together)) > 2
+
+
+def test_uniform_numbers_depend_on_seed_and_index_alone() -> None:
+    seeds, indices = [3, 3, -1, 2**64 - 1, 0, 2**63], [0, 1, 0, 0, 5, 7]
+    together = uniform_numbers(seeds, indices).tolist()
+    assert together == [
+        uniform_numbers([seed], [index])[0] for seed, index in zip(seeds, indices, strict=True)
+    ]
+    assert together[2] == together[3], "-1 and 2^64 - 1 are one seed"
+    assert len(set(together)) == 5
+
+
+def naive_uniform(seed: int, index: int) -> float:
+    """SplitMix64 twice, in Python's integers; a change changes what every seed gives."""
+    state = seed % 2**64
+    for addend in (0, index):
+        state = (state + (addend + 1) * 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return float((state >> 32) / 2**32)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "indices"),
+    [
+        (range(20_000), [0] * 20_000),  # the first token of many requests
+        ([7] * 20_000, range(20_000)),  # many tokens of one request
+        (range(0, 20_000 * 2**40, 2**40), [3] * 20_000),
+    ],
+    ids=["seeds", "indices", "high_bits"],
+)
+def test_uniform_numbers_are_uniform(seeds: range | list[int], indices: range | list[int]) -> None:
+    numbers = uniform_numbers(list(seeds), list(indices))
+    assert numbers.dtype == np.float64
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = np.histogram(numbers, bins=50, range=(0, 1))[0]
+    assert ((counts - 400) ** 2 / 400).sum() < 49 + 4.5 * math.sqrt(98)
+    # Neighbours are independent: a lag-1 correlation of 20,000 numbers stays below 4 / sqrt(n).
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 4 / math.sqrt(20_000)
+
+
+def test_uniform_numbers_equal_the_naive_ones() -> None:
+    seeds, indices = [0, 1, -5, 2**64 - 1, 123456789], [0, 1, 2, 10_000, 7]
+    expected = [naive_uniform(s, i) for s, i in zip(seeds, indices, strict=True)]
+    assert uniform_numbers(seeds, indices).tolist() == expected

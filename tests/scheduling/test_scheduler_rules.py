@@ -1,0 +1,190 @@
+"""The scheduler under any order of arrivals, cancels and steps, with a runner that computes
+nothing but knows which sequence's token lies in which slot."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from factories import make_sequence
+from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.sequence import ScheduledSequence, Sequence, SequenceStatus, StepPlan
+
+STOP_TOKEN = 5
+MAX_STEPS = 1500
+
+
+@dataclass
+class FakeRunner:
+    """Writes who owns each slot, and asserts that every token of a context is still there."""
+
+    block_size: int
+    slots: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sampled: int = 0
+
+    def run(self, plan: StepPlan) -> list[int]:
+        for scheduled in plan:
+            self._store(scheduled)
+        for scheduled in plan:
+            self._read_context(scheduled)
+        return [self._sample() for scheduled in plan if scheduled.needs_sample]
+
+    def _slot(self, sequence: Sequence, position: int) -> int:
+        block = sequence.block_table[position // self.block_size]
+        return block * self.block_size + position % self.block_size
+
+    def _store(self, scheduled: ScheduledSequence) -> None:
+        sequence = scheduled.sequence
+        first = sequence.num_computed_tokens
+        for position in range(first, first + scheduled.num_tokens):
+            self.slots[self._slot(sequence, position)] = (sequence.request_id, position)
+
+    def _read_context(self, scheduled: ScheduledSequence) -> None:
+        sequence = scheduled.sequence
+        for position in range(sequence.num_computed_tokens + scheduled.num_tokens):
+            owner = self.slots[self._slot(sequence, position)]
+            assert owner == (sequence.request_id, position)
+
+    def _sample(self) -> int:
+        self.sampled += 1
+        return self.sampled % 11  # every eleventh is STOP_TOKEN
+
+
+class Scheduling(RuleBasedStateMachine):
+    seen: Counter[str] = Counter()  # what the examples brought about
+
+    @initialize(
+        block_size=st.sampled_from([1, 2, 4]),
+        num_blocks=st.integers(2, 30),
+        max_num_seqs=st.integers(1, 6),
+        spare_budget=st.integers(0, 12),
+        watermark_ratio=st.sampled_from([0.0, 0.3]),
+    )
+    def start(
+        self,
+        block_size: int,
+        num_blocks: int,
+        max_num_seqs: int,
+        spare_budget: int,
+        watermark_ratio: float,
+    ) -> None:
+        self.scheduler = Scheduler(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_seqs + spare_budget,
+            watermark_ratio=watermark_ratio,
+        )
+        self.runner = FakeRunner(block_size)
+        self.max_len = num_blocks * block_size
+        self.added: list[Sequence] = []
+        self.ended: list[int] = []
+
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def add(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            max_tokens = data.draw(st.integers(1, min(12, self.max_len - 1)))
+            longest = self.max_len - max_tokens
+            prompt = data.draw(st.integers(1, min(8, longest)) | st.integers(1, longest))
+            sequence = make_sequence(
+                len(self.added),
+                prompt=prompt,
+                max_tokens=max_tokens,
+                arrival_s=data.draw(st.sampled_from([0.0, 1.0, 2.0])),
+                priority=data.draw(st.integers(1, 3)),
+                stop_token_ids=data.draw(st.sampled_from([[], [STOP_TOKEN]])),
+            )
+            self.added.append(sequence)
+            self.scheduler.add(sequence)
+        self.scheduler.check_integrity()
+
+    @precondition(lambda self: len(self.ended) < len(self.added))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        live = [s for s in self.added if s.status is not SequenceStatus.FINISHED]
+        sequence = data.draw(st.sampled_from(live))
+        self.scheduler.finish(sequence)
+        self.ended.append(sequence.request_id)
+        assert not sequence.block_table
+        self.scheduler.check_integrity()
+
+    @precondition(lambda self: self.scheduler.has_work)
+    @rule(times=st.integers(1, 4))
+    def steps(self, times: int) -> None:
+        for _ in range(times):
+            if self.scheduler.has_work:
+                self.step()
+
+    def step(self) -> None:
+        was_running, was_waiting = list(self.scheduler.running), list(self.scheduler.waiting)
+        plan = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        self.check_plan(plan)
+        self.check_queues(was_running, was_waiting)
+        outputs = self.scheduler.update(plan, self.runner.run(plan))
+        self.ended += [s.request_id for s, _, reason in outputs if reason is not None]
+        self.scheduler.check_integrity()
+
+    def check_plan(self, plan: StepPlan) -> None:
+        assert len(plan) > 0, "a step without progress"
+        assert sum(s.num_tokens for s in plan) <= self.scheduler.max_num_batched_tokens
+        planned = [scheduled.sequence for scheduled in plan]
+        assert len(set(map(id, planned))) == len(planned), "a sequence is planned twice"
+        decoding = [s for s in self.scheduler.running if s.is_decoding]
+        assert planned[: len(plan.decodes)] == decoding, "every decode runs, and they run first"
+        assert all(scheduled.num_tokens == 1 for scheduled in plan.decodes)
+        for scheduled in plan.prefills:
+            sequence = scheduled.sequence
+            assert 1 <= scheduled.num_tokens <= sequence.num_pending_tokens
+            room = len(sequence.block_table) * self.scheduler.block_size
+            assert room >= len(sequence.token_ids), "admitted without its whole known length"
+
+    def check_queues(self, was_running: list[Sequence], was_waiting: list[Sequence]) -> None:
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        preempted = [s for s in was_running if s.status is SequenceStatus.WAITING]
+        kept = [s for s in was_running if s.status is SequenceStatus.RUNNING]
+        assert was_running == kept + preempted, "a victim was not the last in order"
+        admitted = [s for s in running if s not in was_running]
+        self.seen["preempted"] += len(preempted)
+        self.seen["preempted in prefill"] += sum(s.num_output_tokens == 0 for s in preempted)
+        self.seen["overtaking"] += any(s.order < kept[-1].order for s in admitted if kept)
+        if admitted and waiting:
+            assert max(s.order for s in admitted) < waiting[0].order, "somebody was passed"
+        assert all(s in was_waiting for s in admitted)
+        if admitted and (kept or len(admitted) > 1):
+            assert self.scheduler.allocator.num_free >= self.scheduler.watermark_blocks
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(MAX_STEPS):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        assert not self.scheduler.has_work, "a deadlock or a livelock"
+        assert sorted(self.ended) == [s.request_id for s in self.added], "not one end for each"
+        assert self.scheduler.allocator.num_used == 0
+
+
+def test_scheduler_keeps_its_rules() -> None:
+    Scheduling.seen.clear()
+    run_state_machine_as_test(
+        Scheduling,
+        settings=settings(
+            max_examples=150,
+            stateful_step_count=20,
+            deadline=None,
+            derandomize=True,
+            database=None,
+        ),
+    )
+    kinds = ("preempted", "preempted in prefill", "overtaking")
+    assert all(Scheduling.seen[kind] > 10 for kind in kinds), Scheduling.seen
