@@ -37,7 +37,9 @@ class Reply:
     """Written by one sender thread; `is_cancelled` and `close_with_error` may come from others.
 
     After the final response Triton's sender must not be touched (asking it `is_cancelled` then
-    has crashed servers), so every touch is under the lock and behind `_open`.
+    has crashed servers), so every touch is under the lock and behind `_open`. Nor may a final
+    response come within about a millisecond of the cancellation: that crashes the 2.51 server.
+    So a reply whose client has left goes silent, and its end is sent by who noticed it, later.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Reply:
         self._slo = slo
         self._lock = threading.Lock()
         self._open = True
+        self._left = False
         self._detokenizer = Detokenizer(tokenizer, request.prompt_token_ids)
         self._stops = StopStrings(request.params.stop)
         self._text = request.prompt_text
@@ -73,20 +76,27 @@ class Reply:
     def is_open(self) -> bool:
         return self._open
 
+    @property
+    def has_left(self) -> bool:
+        """`is_cancelled` has said so; `cancelled` is due."""
+        return self._left
+
     def is_cancelled(self) -> bool:
-        """Asks Triton; a round trip between processes. True if that fails: then there is nobody
-        to answer."""
+        """Asks Triton; a round trip between processes. If so the reply goes silent, and the
+        caller owes it `cancelled`, some time later. True if the question fails: then there is
+        nobody to answer."""
         with self._lock:
             try:
-                return self._open and bool(self._sender.is_cancelled())
+                self._left = self._open and bool(self._sender.is_cancelled())
             except Exception:
                 log.exception("a request could not be asked for")
-                return True
+                self._left = True
+            return self._left
 
     def deliver(self, outputs: list[TokenOutput]) -> None:
         """Takes what the engine put out since the last call; sends at most one response."""
-        if not self._open:
-            return  # a stop string has ended the request; the engine was ahead
+        if not self._open or self._left:
+            return  # ended by a stop string, which the engine has run past; or nobody listens
         reason: FinishReason | None = None
         for output in outputs:
             reason = output.finish_reason
@@ -101,8 +111,6 @@ class Reply:
         if reason is None:
             if self.request.stream and self._text:
                 self._respond(None)
-        elif reason is FinishReason.CANCELLED:
-            self.cancelled()
         elif reason is FinishReason.DEADLINE:
             self.expired(f"deadline_ms = {self.request.params.deadline_ms}")
         elif reason is FinishReason.ERROR:
@@ -172,7 +180,7 @@ class Reply:
         ]
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reason else 0
         with self._lock:
-            if not self._open:
+            if not self._open or self._left:
                 return
             self._open = reason is None
             self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors), flags=flags)

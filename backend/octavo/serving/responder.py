@@ -64,6 +64,9 @@ class Responder:
             queue.put(None)
         for thread in self._threads:
             thread.join()
+        for reply in self._live.values():
+            if reply.has_left:
+                reply.cancelled()
 
     def _send_loop(self, queue: _Queue) -> None:
         while True:
@@ -97,6 +100,8 @@ class Responder:
                 self._live = {i: reply for i, reply in self._live.items() if reply.is_open}
                 live = list(self._live.items())
             for request_id, reply in live:
-                if reply.is_cancelled():
+                if reply.has_left:
+                    reply.cancelled()
+                elif reply.is_cancelled():
                     log.info("cancelling request %d: its client has left", request_id)
                     self._engine.cancel(request_id)

@@ -115,6 +115,7 @@ class OctavoModel:
         """Answers a request that is cancelled or late. `timeout_s` is the one that Triton
         counts in its own queue and no longer here; 0 is none."""
         if reply.is_cancelled():
+            time.sleep(_TICK_S)  # see Reply: not at once
             reply.cancelled()
             return True
         limits = [timeout_s, (reply.request.params.deadline_ms or 0) / 1e3]
