@@ -163,6 +163,22 @@ def test_engine_that_reports_its_end_ends_the_launcher(serving: Serving) -> None
     assert "octavo_engine_up is 0" in serving.output
 
 
+def test_server_ends_with_a_launcher_that_is_killed(serving: Serving) -> None:
+    serving.start()
+    serving.wait_for("Ctrl-C drains and stops.")
+    assert serving.process is not None
+    own = f"{shared_memory.own_prefix()}{serving.process.pid}_"
+    assert len(processes.with_argument(own)) == 2, "the server and its stub"
+    serving.signal(signal.SIGKILL)
+    serving.exit_code()
+    deadline_s = time.monotonic() + 10
+    while processes.with_argument(own) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert processes.with_argument(own) == []
+    # Its regions are left for the next launcher to clear.
+    assert shared_memory.clear(shared_memory.stale_regions([own], min_age_s=0)) > 0
+
+
 def test_refusal_of_the_engine_is_one_line(serving: Serving) -> None:
     serving.start(ECHO_INITIALIZE="refuse")
     assert serving.exit_code() == serve.EXIT_NOT_STARTED

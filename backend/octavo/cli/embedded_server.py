@@ -58,6 +58,7 @@ class EmbeddedServer:
         self.settings = settings
         self.log_file: Path = settings.log_file or server_log.new_log_file()
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._stubs: list[int] = []
         self._shm_prefix = ""
 
@@ -137,6 +138,10 @@ class EmbeddedServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(_KILL_TIMEOUT_S)
             self._process = None
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+            self._guard = None
         self._stubs = []
         if not self._shm_prefix:
             return
@@ -193,6 +198,7 @@ class EmbeddedServer:
                 )
             except OSError as error:
                 raise ServerStartError(f"{folder.binary}: {error.strerror}") from None
+        self._guard = _guard(self._process.pid)
         deadline_s = time.monotonic() + settings.ready_timeout_s
         self._wait_until_healthy(deadline_s, on_progress)
         on_progress("waiting for the first token")
@@ -253,6 +259,17 @@ class EmbeddedServer:
             for pid in processes.children(self._process.pid)
             if _STUB_NAME in processes.command_line(pid)
         ]
+
+
+def _guard(group: int) -> subprocess.Popen[bytes]:
+    """Ends a process group once this process is gone, however it went: its input ends then."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$0"', str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _how_it_ended(code: int) -> str:
