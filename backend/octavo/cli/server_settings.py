@@ -103,8 +103,9 @@ def server_environment(
         libraries.append(base["LD_LIBRARY_PATH"])
     return {
         # The engine shares its cores with the server, its senders and often its clients. OpenMP
-        # threads that wait by spinning keep off the core the very thread they wait for.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        # threads that wait by spinning for milliseconds, as they do by default, keep off the core
+        # the very thread they wait for; those that sleep at once wake up late.
+        "GOMP_SPINCOUNT": "5000",
         **base,
         # The stub embeds Python and takes the environment of the first python3 on PATH.
         "PATH": os.pathsep.join((f"{sys.prefix}/bin", base.get("PATH", os.defpath))),

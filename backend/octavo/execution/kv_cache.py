@@ -11,7 +11,7 @@ class KVCache:
     """keys, values: [num_layers, num_blocks, block_size, num_kv_heads, head_dim].
 
     Slot `block_id * block_size + offset` holds one token; a block of one layer is contiguous,
-    so that gathering a context copies whole blocks.
+    so that a kernel reads it in one stretch.
     """
 
     keys: Tensor
@@ -30,7 +30,6 @@ class KVCache:
         device: torch.device,
     ) -> "KVCache":
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
-        # Zeros, not empty: masked-out slots are multiplied by weight 0, and 0 × NaN is NaN.
         return cls(
             torch.zeros(shape, dtype=dtype, device=device),
             torch.zeros(shape, dtype=dtype, device=device),

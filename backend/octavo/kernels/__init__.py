@@ -4,10 +4,12 @@ Each op is stated in `reference` in plain torch: specification, oracle of the te
 last-resort fallback. Faster implementations are chosen here, under the same names.
 """
 
+from torch import Tensor
+
+from octavo.kernels import onednn, reference
 from octavo.kernels.reference import (
     add_rms_norm,
     apply_rope,
-    linear,
     paged_attention,
     rms_norm,
     sample,
@@ -19,9 +21,21 @@ __all__ = [
     "add_rms_norm",
     "apply_rope",
     "linear",
+    "pack_linear",
     "paged_attention",
     "rms_norm",
     "sample",
     "silu_mul",
     "store_kv",
 ]
+
+
+def pack_linear(weight: Tensor) -> Tensor:
+    """weight [out, in] in the layout that `linear` reads fastest here; maybe itself."""
+    return onednn.pack(weight) if onednn.can_pack(weight) else weight
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, in], weight [out, in] plain or from `pack_linear`, bias [out] → [T, out]."""
+    chosen = onednn.linear if weight.is_mkldnn else reference.linear
+    return chosen(x, weight, bias)

@@ -75,7 +75,8 @@ def paged_attention(
     """Causal attention of each token to its own sequence's cached tokens.
 
     query [T, H, D]: sequence after sequence, the first `num_decodes` with one token each
-    key_cache, value_cache [blocks, Z, G, D]; block_tables [S, B]
+    key_cache, value_cache [blocks, Z, G, D], where what lies behind a context may be NaN
+    block_tables [S, B]
     query_start [S + 1]: where each sequence's tokens begin
     context_lens [S]: cached tokens, those of the query included, which are its last
     → [T, H, D]
@@ -91,15 +92,24 @@ def paged_attention(
         offsets = torch.minimum(torch.arange(width, device=query.device), lens[:, None] - 1)
         tokens = query_start[:-1][rows][:, None] + offsets  # [S, width]
         positions = (context_lens[rows] - lens)[:, None] + offsets
-        longest = int(context_lens[rows].max())
-        blocks = -(-longest // key_cache.shape[1])
-        tables = block_tables[rows, :blocks]
-        keys, values = key_cache[tables].flatten(1, 2), value_cache[tables].flatten(1, 2)
-        # Behind a context lies what another sequence left; a NaN there would survive the mask.
-        unused = torch.arange(keys.shape[1], device=query.device) >= context_lens[rows][:, None]
-        keys[unused], values[unused] = 0, 0
+        slots = _context_slots(block_tables[rows], context_lens[rows], key_cache.shape[1])
+        keys, values = _gather(key_cache, slots), _gather(value_cache, slots)
         out[tokens] = _padded_attention(query[tokens], keys, values, positions, scale)
     return out
+
+
+def _context_slots(tables: Tensor, lens: Tensor, block_size: int) -> Tensor:
+    """Slots of each context, [S, longest]. Behind a shorter one stands its own first slot: the
+    mask takes it out, where another sequence's NaN would stay, as 0 × NaN is NaN."""
+    positions = torch.arange(int(lens.max()), device=lens.device)
+    positions = positions * (positions < lens[:, None])
+    return tables.gather(1, positions // block_size) * block_size + positions % block_size
+
+
+def _gather(cache: Tensor, slots: Tensor) -> Tensor:
+    """cache [blocks, Z, G, D], slots [S, C] → [S, C, G, D]."""
+    rows = cache.flatten(0, 1).index_select(0, slots.flatten())
+    return rows.view(*slots.shape, *cache.shape[2:])
 
 
 def _padded_attention(

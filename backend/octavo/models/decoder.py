@@ -98,7 +98,7 @@ class Decoder:
             ]
             self.norm = checkpoint.take("model.norm.weight", hidden)
             tied = config.tie_embeddings
-            self.lm_head = Linear(
+            self.lm_head = Linear.of(
                 self.embedding if tied else checkpoint.take("lm_head.weight", vocabulary, hidden)
             )
             checkpoint.check_all_taken(
@@ -119,9 +119,9 @@ class Decoder:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights; a tied embedding counts once."""
+        """Bytes of weights; a tied embedding counts once, though its packed form is a copy."""
         tensors = [self.embedding, self.norm]
-        if self.lm_head.weight is not self.embedding:
+        if not self.config.tie_embeddings:
             tensors.append(self.lm_head.weight)
         for layer in self.layers:
             tensors += [layer.input_norm, layer.mlp_norm]

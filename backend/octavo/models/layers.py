@@ -13,10 +13,15 @@ from octavo.models.weights import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weight [out, in], bias [out] or None."""
+    """weight [out, in] as kernels.pack_linear gives it, bias [out] or None."""
 
     weight: Tensor
     bias: Tensor | None = None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Linear":
+        """From a plain weight [out, in]."""
+        return cls(kernels.pack_linear(weight), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         return kernels.linear(x, self.weight, self.bias)
@@ -30,9 +35,9 @@ class Linear:
             checkpoint.take(f"{n}.weight", out, width) for n, out in zip(names, outs, strict=True)
         ]
         if not bias:
-            return cls(torch.cat(weights))
+            return cls.of(torch.cat(weights))
         biases = [checkpoint.take(f"{n}.bias", out) for n, out in zip(names, outs, strict=True)]
-        return cls(torch.cat(weights), torch.cat(biases))
+        return cls.of(torch.cat(weights), torch.cat(biases))
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:

@@ -35,11 +35,12 @@ class Detokenizer:
         if token_id in self._tokenizer.special_token_ids:
             return ""
         self._window.append(token_id)
-        is_settled = not self._tokenizer.decode(self._window).endswith(_REPLACEMENT)
+        text = self._tokenizer.decode(self._window)
+        is_settled = not text.endswith(_REPLACEMENT)
         num_held = len(self._window) - self._num_given
         if not is_settled and num_held < _LONGEST_CHARACTER:
             return ""
-        delta = self._new_text(_settled)
+        delta = self._new_part(text, _settled)
         start = self._num_given if delta else 0
         if is_settled:
             self._num_given = len(self._window)
@@ -52,11 +53,11 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What was held back. Nothing may follow."""
-        return self._new_text(str)
+        return self._new_part(self._tokenizer.decode(self._window), str)
 
-    def _new_text(self, cut: Callable[[str], str]) -> str:
-        """What the window adds to the text given, as far as `cut` leaves it."""
-        text = cut(self._tokenizer.decode(self._window))
+    def _new_part(self, text: str, cut: Callable[[str], str]) -> str:
+        """What the window's text adds to what was given, as far as `cut` leaves it."""
+        text = cut(text)
         if text.startswith(self._given):
             return text[len(self._given) :]
         # Bytes that are no character have spoilt the characters before them.
