@@ -33,7 +33,7 @@ def test_defaults() -> None:
     assert config == EngineConfig(
         model=Path("m"), dtype="auto", max_model_len=None, max_num_batched_tokens=256,
         max_num_seqs=32, max_num_waiting=4, block_size=16, kv_cache_bytes=None,
-        watermark_ratio=0.01, num_threads=None, sender_threads=2, drain_timeout_s=30.0,
+        watermark_ratio=0.01, num_threads=None, sender_threads=1, drain_timeout_s=30.0,
     )  # fmt: skip
     assert (config.slo.ttft_s, config.slo.tpot_s) == (2.0, 0.1)
     assert config.max_num_admitted == 36

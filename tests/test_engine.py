@@ -257,11 +257,13 @@ def test_generate_submits_all_or_none(engine: Engine) -> None:
 
 
 def test_stop_without_a_thread_ends_what_was_accepted(toy_folder: Path) -> None:
-    engine = make_engine(toy_folder, num_blocks=100)
+    engine = make_engine(toy_folder, num_blocks=100, drain_timeout_s=60)
     running = submit(engine, [5, 6], greedy(9))
     step_checked(engine)
     arrived = submit(engine, [5, 6], greedy(9))
+    began_s = time.monotonic()
     engine.stop()
+    assert time.monotonic() - began_s < 30, "nobody steps, so there is nothing to wait for"
     for recorder in (running, arrived):
         assert recorder.finishes == [FinishReason.ERROR]
         assert recorder.error == "the server is shutting down"

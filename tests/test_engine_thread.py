@@ -23,7 +23,7 @@ def engine(toy_folder: Path) -> Iterator[Engine]:
     made.stop(0)
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end_s, "waited too long"
@@ -35,7 +35,7 @@ def hold(engine: Engine) -> threading.Event:
     go, run = threading.Event(), engine.runner.run
 
     def held(plan: StepPlan) -> SampledTokens:
-        assert go.wait(30)
+        assert go.wait(200)
         return run(plan)
 
     engine.runner.run = held  # type: ignore[method-assign]
@@ -80,21 +80,22 @@ def test_stop_ends_the_rest_with_an_error_when_time_is_up(engine: Engine) -> Non
     assert engine.scheduler.allocator.num_used == 0
 
 
-def test_stop_finds_a_request_on_its_way_from_the_inbox(engine: Engine) -> None:
+def test_stop_finds_requests_on_their_way_from_the_inbox(engine: Engine) -> None:
     stopper = threading.Thread(target=lambda: engine.stop(0))
     add = engine.scheduler.add
 
     def add_while_stopping(sequence: Sequence) -> None:
+        engine.scheduler.add = add  # type: ignore[method-assign]
         stopper.start()
         stopper.join(0.3)  # it cannot end before this thread does
         add(sequence)
 
     engine.scheduler.add = add_while_stopping  # type: ignore[method-assign]
-    recorder = submit(engine, [5, 6], greedy(200))
+    recorders = [submit(engine, [5, 6], greedy(200)) for _ in range(2)]
     engine.start()
+    wait_until(lambda: all(recorder.finishes for recorder in recorders))
     stopper.join(30)
-    wait_until(lambda: recorder.finishes)
-    assert recorder.finishes == [FinishReason.ERROR]
+    assert [recorder.finishes for recorder in recorders] == [[FinishReason.ERROR]] * 2
 
 
 def test_stop_of_an_idle_engine_returns_at_once(engine: Engine) -> None:
@@ -178,6 +179,18 @@ def test_a_fault_ends_every_request_once_and_the_engine(engine: Engine, step: in
     engine.stop(60)
     assert engine.gauges.num_running == engine.gauges.used_blocks == 0
     assert [len(recorder.finishes) for recorder in recorders] == [1] * 6
+
+
+@pytest.mark.parametrize("failing_step", [None, 3])
+def test_after_step_follows_every_output(engine: Engine, failing_step: int | None) -> None:
+    if failing_step is not None:
+        engine.runner.run = fail_at(engine.runner.run, failing_step)  # type: ignore[assignment,method-assign]
+    recorder = submit(engine, [5, 6], greedy(6))
+    seen: list[int] = []  # outputs that had come when it was called
+    engine.after_step = lambda: seen.append(len(recorder.outputs))
+    engine.start()
+    wait_until(lambda: recorder.finishes and seen[-1] == len(recorder.outputs))
+    assert seen == list(range(1, len(recorder.outputs) + 1))
 
 
 def test_a_fault_reaches_what_is_still_in_the_inbox(engine: Engine) -> None:

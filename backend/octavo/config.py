@@ -84,7 +84,7 @@ class EngineConfig:
     ) = None
     watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
     num_threads: Annotated[Integer, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
-    sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 2
+    sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 1
     drain_timeout_s: Annotated[Number, Field(ge=0, le=86_400)] = 30.0
     slo: SLO = SLO()
 

@@ -84,6 +84,9 @@ class Engine:
         )
         self.stats = EngineStats()
         self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
+        # Called by the engine's own thread after each step: outputs can be handed on together,
+        # which wakes a receiver once a step and not once a sequence.
+        self.after_step: Callable[[], None] = lambda: None
         self.max_model_len = self.runner.max_model_len
         self.vocab_size = self.runner.model_config.vocab_size
         self._changed = threading.Condition()
@@ -214,6 +217,7 @@ class Engine:
             self.runner.bind_to_thread()
             while self._wait_for_work():
                 self.step()
+                self.after_step()
         except BaseException as exc:
             log.exception("the decode loop has ended")
             self._fail(f"the engine has failed: {type(exc).__name__}: {exc}")
@@ -278,6 +282,7 @@ class Engine:
                 self._emit(sequence, TokenOutput(None, finish_reason=FinishReason.ERROR, error=why))
             except Exception:  # a sink's fault must not cost the others their end
                 log.exception("request %d did not take its end", sequence.request_id)
+        self.after_step()
         self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
 
     def _check(self, request: GenerationRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import threading
 import time
@@ -44,7 +45,7 @@ class Answer:
     sent_s: float
     chunks: list[Chunk] = field(default_factory=list)
     error: str | None = None
-    code: str | None = None  # gRPC's name of the status, if it is an error
+    code: str | None = None  # of gRPC itself; errors of the server have only their text
     ended_s: float = 0.0
 
     @property
@@ -74,7 +75,7 @@ class Answer:
     @property
     def gaps_s(self) -> list[float]:
         times = [chunk.at_s for chunk in self.chunks]
-        return [after - before for before, after in zip(times, times[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(times)]
 
 
 class Stream:
@@ -84,10 +85,11 @@ class Stream:
         self._channel = grpc.insecure_channel(url, options=_CHANNEL_OPTIONS)
         self._first = threading.Event()
         stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # Connected first, so that requests arrive in the order they are sent in.
+        stub.ServerLive(service_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=10)
         self.answer = Answer(sent_s=time.monotonic())
-        self._call = stub.ModelStreamInfer(
-            iter([request]), metadata=[("triton_grpc_error", "true")], timeout=120
-        )
+        # Without the header that would turn errors into statuses: Triton 24.10 can die of it.
+        self._call = stub.ModelStreamInfer(iter([request]), timeout=120)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

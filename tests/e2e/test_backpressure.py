@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -97,7 +96,7 @@ def test_queued_request_times_out_within_its_time(narrow: Target, running: list[
     queued = [narrow.send(prompt_ids(8), max_tokens=10, timeout_s=limit) for limit in limits_s]
     for limit_s, stream in zip(limits_s, queued, strict=True):
         answer = stream.wait()
-        assert answer.error == "Request timeout expired" and answer.code == "UNAVAILABLE"
+        assert answer.error == "Request timeout expired"
         assert limit_s <= answer.e2e_s <= max(limit_s, SWEEP_S) + SWEEP_S + MARGIN_S
     assert all(stream.answer.chunks[-1].at_s > before_s for stream in running[:2])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -65,7 +64,7 @@ def test_bad_request_in_a_batch_is_answered_while_the_engine_is_full(small: Targ
     bad = small.send(prompt_ids(8), max_tokens=0)
     small.wait_until_queued(4)
     running[0].cancel()  # one place: the batch is taken in hand, and all but one wait there
-    assert bad.wait().code == "INVALID_ARGUMENT"
+    assert (bad.wait().error or "").startswith("max_tokens: got 0")
     assert not any(stream.is_done for stream in running[1:])
     for stream in running[1:]:
         stream.cancel()
@@ -76,6 +75,8 @@ def test_request_in_hand_ends_in_time_when_it_is_late_or_cancelled(small: Target
     def num_cancelled() -> float:
         return small.metrics().value("octavo_requests_total", finish_reason="cancelled")
 
+    small.settled_metrics()
+    before = num_cancelled()
     running = [small.send(prompt_ids(8, seed), max_tokens=2000) for seed in range(NUM_PLACES)]
     for stream in running:
         stream.wait_for_first()
@@ -88,12 +89,11 @@ def test_request_in_hand_ends_in_time_when_it_is_late_or_cancelled(small: Target
     first.wait_for_first()  # the other three are in hand, and no place will be free
     small.wait_until_queued(0)
     in_hand_s = time.monotonic()
-    before = num_cancelled()
     cancelled.cancel()
     answer = late.wait()
     assert (answer.error or "").startswith("Request timeout expired")
     assert answer.e2e_s >= 1 and answer.ended_s - in_hand_s < 1 + 0.15
-    wait_until(lambda: num_cancelled() > before, "the cancelled one counted")
+    wait_until(lambda: num_cancelled() == before + 2, "both cancelled ones counted")
     assert not second.is_done
     for stream in (*running, first):
         stream.cancel()

@@ -59,7 +59,7 @@ def test_counters_are_exact_after_requests_one_by_one(target: Target, increase: 
     stop = whole.token_ids[4]
     stopped = target.generate(prompt_ids(30), max_tokens=12, stop_token_ids=[stop])
     num_stopped = len(stopped.token_ids)
-    assert target.send("").wait().code == "INVALID_ARGUMENT"
+    assert "got an empty text" in (target.send("").wait().error or "")
     answers += [whole, stopped]
 
     assert increase("octavo_requests_total", finish_reason="length") == 5
@@ -116,9 +116,7 @@ def test_requests_that_end_early_are_counted_by_their_reason(
     assert "deadline_ms = 300" in (late.wait().error or "")
     cancelled.cancel()
     cancelled.wait()
-    wait_until(
-        lambda: target.metrics().value("octavo_num_requests_running") == 0, "both at an end"
-    )
+    wait_until(lambda: target.metrics().value("octavo_num_requests_running") == 0, "both at an end")
     assert increase("octavo_requests_total", finish_reason="cancelled") == 1
     assert increase("octavo_requests_total", finish_reason="deadline") == 1
     assert increase("octavo_requests_total") == 2

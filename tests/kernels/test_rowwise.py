@@ -97,9 +97,17 @@ def test_silu_mul(rows: int, width: int, dtype: torch.dtype, rtol: float, atol: 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), PRECISIONS)
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(1, 1, 1), (1, 65, 7), (5, 16, 33)])
 def test_linear(
-    rows: int, inner: int, outer: int, bias: bool, dtype: torch.dtype, rtol: float, atol: float
+    rows: int,
+    inner: int,
+    outer: int,
+    packed: bool,
+    bias: bool,
+    dtype: torch.dtype,
+    rtol: float,
+    atol: float,
 ) -> None:
     x, weight = random(rows, inner, dtype=dtype), random(outer, inner, dtype=dtype, seed=1) / 8
     added = random(outer, dtype=dtype, seed=2) if bias else None
@@ -111,8 +119,9 @@ def test_linear(
         ]
         for row in x.double().tolist()
     ]
+    given_weight = kernels.pack_linear(weight) if packed else weight
     for given in (x, strided(x)):
-        assert_close(kernels.linear(given, weight, added), expected, rtol, atol)
+        assert_close(kernels.linear(given, given_weight, added), expected, rtol, atol)
 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), PRECISIONS)

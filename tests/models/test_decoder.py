@@ -81,6 +81,10 @@ def test_decoder_equals_transformers(overrides: dict[str, Any], tmp_path: Path) 
     assert_logits_equal(write_checkpoint(tmp_path / "toy", **overrides))
 
 
+def test_octavo_tiny_equals_transformers() -> None:
+    assert_logits_equal(Path(__file__).parents[2] / "models" / "octavo-tiny")
+
+
 @pytest.mark.parametrize(("dtype", "relative"), [("bfloat16", 4e-2), ("float16", 5e-3)])
 def test_decoder_in_16_bits_is_close_to_transformers(
     dtype: str, relative: float, tmp_path: Path

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -144,6 +145,13 @@ class Served:
         self.execute(asked)
         return asked.wait()
 
+    def flush_metrics(self) -> None:
+        """Now, and from now on only when a test says so."""
+        exporter = self.model._metrics
+        exporter._stopping.set()
+        exporter._thread.join()
+        exporter.flush()
+
     def finalize(self) -> None:
         if not self._finalized:
             self._finalized = True
@@ -173,6 +181,7 @@ class StepGate:
     """Holds the engine before each step until it is let through."""
 
     def __init__(self, served: Served) -> None:
+        self._engine = served.engine
         self._run: Callable[[StepPlan], SampledTokens] = served.engine.runner.run
         self._permits = threading.Semaphore(0)
         self._arrived = threading.Semaphore(0)
@@ -196,14 +205,26 @@ class StepGate:
     def open(self) -> None:
         """Lets all pass from now on."""
         self._is_open = True
+        self._engine.runner.run = self._run  # type: ignore[method-assign]
         self._permits.release()
+
+
+def ask_in_pieces(served: Served, text: str = "A", **values: Any) -> Request:
+    """A streamed answer in two responses at least: the first token is sent before the second is
+    made. Else a sender that is behind could send all as one."""
+    gate = StepGate(served)
+    asked = request(text, batched=served.batched, stream=True, **values)
+    served.execute(asked)
+    gate.wait()
+    gate.let_through()
+    wait_until(lambda: bool(asked.sender.responses))
+    gate.open()
+    return asked.wait()
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
     """For what other threads do on their own; polls."""
-    deadline = threading.Event()
-    for _ in range(int(timeout_s / 0.005)):
-        if condition():
-            return
-        deadline.wait(0.005)
-    raise AssertionError("it did not happen in time")
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.005)

@@ -83,7 +83,7 @@ def test_metrics_return_to_zero_when_nothing_runs(serve: Serve, scripted_folder:
     gate.wait()
     gate.let_through()
     gate.wait()
-    served.model._metrics.flush()
+    served.flush_metrics()
     assert value("octavo_num_requests_running") == 1
     assert value("octavo_num_requests_waiting") == 2
     assert value("octavo_kv_blocks_used") == 1
@@ -97,7 +97,7 @@ def test_metrics_return_to_zero_when_nothing_runs(serve: Serve, scripted_folder:
     for each in (*asked, cancelled):
         each.wait()
     wait_until(lambda: served.engine.gauges.num_running == 0)
-    served.model._metrics.flush()
+    served.flush_metrics()
     for name in ("num_requests_running", "num_requests_waiting", "kv_blocks_used"):
         assert value(f"octavo_{name}") == 0
     assert value("octavo_kv_cache_usage_ratio") == value("octavo_kv_fragmentation_ratio") == 0
@@ -120,7 +120,7 @@ def test_metrics_return_to_zero_after_the_last_one_is_cancelled(
     gate.open()
     asked.wait()
     wait_until(lambda: served.engine.gauges.num_running == 0)
-    served.model._metrics.flush()
+    served.flush_metrics()
     assert value("octavo_num_requests_running") == value("octavo_kv_blocks_used") == 0
 
 
@@ -141,10 +141,9 @@ def test_metrics_histograms_are_consistent(serve: Serve, scripted_folder: Path) 
 
 def test_metrics_give_only_what_has_changed(serve: Serve, scripted_folder: Path) -> None:
     served = serve(scripted_folder)
-    exporter = served.model._metrics
     served.ask("A", sampling=GREEDY)
     wait_until(lambda: served.engine.gauges.num_running == 0)
-    exporter.flush()
+    served.flush_metrics()
 
     def calls() -> dict[str, int]:
         return {
@@ -153,11 +152,11 @@ def test_metrics_give_only_what_has_changed(serve: Serve, scripted_folder: Path)
         }
 
     before, tokens = calls(), value("octavo_generation_tokens_total")
-    exporter.flush()
+    served.flush_metrics()
     assert calls() == before
     served.ask("A", sampling={**GREEDY, "max_tokens": 3})
     wait_until(lambda: served.engine.gauges.num_running == 0)
-    exporter.flush()
+    served.flush_metrics()
     changed = {name for name, count in calls().items() if count != before[name]}
     assert {"octavo_generation_tokens_total", "octavo_requests_total"} <= changed
     assert changed.isdisjoint({"octavo_preemptions_total", "octavo_kv_blocks_total"})
@@ -174,7 +173,7 @@ def test_metrics_of_all_names_and_labels_are_there_from_the_start(
     # Requests by finish reason begin with the first that has finished.
     assert set(created) == {*_HELP, *histograms} - {*HISTOGRAMS, "octavo_requests_total"}
     served.ask("A", sampling=GREEDY)
-    served.model._metrics.flush()
+    served.flush_metrics()
     for name, kind, labels, _ in collect(served.engine, served.model._stats):
         assert name.startswith("octavo_")
         family = {f.name: f for f in pb_utils.MetricFamily.created}[name]
@@ -225,7 +224,6 @@ def test_metrics_count_preemptions(serve: Serve, random_folder: Path) -> None:
 
 def test_metrics_outlive_a_failed_flush(serve: Serve, scripted_folder: Path) -> None:
     served = serve(scripted_folder)
-    served.model._metrics.flush()
     families = {each.name: each for each in pb_utils.MetricFamily.created}
     (metric,) = families["octavo_generation_tokens_total"].metrics.values()
     increment = metric.increment

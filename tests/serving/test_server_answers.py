@@ -11,7 +11,7 @@ import pytest
 from octavo.sampling_params import SamplingParams
 from octavo.serving import wire
 from tests.serving.checkpoints import SCRIPT, byte_level_tokenizer
-from tests.serving.harness import ALL_OUTPUTS, GREEDY, Served, all_flags, request
+from tests.serving.harness import ALL_OUTPUTS, GREEDY, Served, all_flags, ask_in_pieces, request
 
 Serve = Callable[..., Served]
 
@@ -32,7 +32,7 @@ def test_server_answers_with_or_without_the_prompt_as_asked(
 
 @pytest.mark.parametrize("flags", [{}, {wire.EXCLUDE_INPUT: True}])
 def test_server_streams_only_what_is_new(scripted: Served, flags: dict[str, bool]) -> None:
-    asked = scripted.ask("A", stream=True, sampling={**GREEDY, "max_tokens": 40}, **flags)
+    asked = ask_in_pieces(scripted, sampling={**GREEDY, "max_tokens": 40}, **flags)
     assert len(asked.chunks) > 1
     assert asked.text == SCRIPT[:40]
 
@@ -48,7 +48,7 @@ def test_server_refuses_to_stream_the_prompt(scripted: Served) -> None:
 def test_server_answers_the_same_streaming_or_not(scripted: Served) -> None:
     sampling = {"max_tokens": 30, "seed": 5, "temperature": 1.5, "logprobs": 3}
     whole = scripted.ask("A", exclude_input_in_output=True, sampling=sampling, **all_flags())
-    parts = scripted.ask("A", stream=True, sampling=sampling, **all_flags())
+    parts = ask_in_pieces(scripted, sampling=sampling, **all_flags())
     assert parts.text == whole.text
     assert parts.token_ids == whole.token_ids
     assert [e for text in parts.values(wire.LOGPROBS) for e in json.loads(text)] == json.loads(
@@ -92,11 +92,11 @@ def test_server_shapes_outputs_by_the_form(
 
 
 def test_server_says_none_as_finish_reason_until_the_last_response(scripted: Served) -> None:
-    flags = {"stream": True, "return_finish_reason": True}
-    length = scripted.ask("A", sampling={**GREEDY, "max_tokens": 60}, **flags)
+    flags = {"return_finish_reason": True}
+    length = ask_in_pieces(scripted, sampling={**GREEDY, "max_tokens": 60}, **flags)
     *earlier, last = length.values(wire.FINISH_REASON)
     assert set(earlier) == {"None"} and last == "length"
-    stop = scripted.ask("A", sampling={"temperature": 0, "max_tokens": 100}, **flags)
+    stop = ask_in_pieces(scripted, sampling={"temperature": 0, "max_tokens": 100}, **flags)
     *earlier, last = stop.values(wire.FINISH_REASON)
     assert set(earlier) == {"None"} and last == "stop"
     assert stop.text == SCRIPT
@@ -104,7 +104,7 @@ def test_server_says_none_as_finish_reason_until_the_last_response(scripted: Ser
 
 def test_server_counts_the_tokens_of_each_response(scripted: Served) -> None:
     sampling = {**GREEDY, "max_tokens": 65}  # an emoji of four tokens among them
-    asked = scripted.ask("A", stream=True, sampling=sampling, **all_flags())
+    asked = ask_in_pieces(scripted, sampling=sampling, **all_flags())
     sizes = [chunk[wire.TOKEN_IDS].size for chunk in asked.chunks]
     assert asked.values(wire.NUM_OUTPUT_TOKENS) == sizes
     assert sum(sizes) == 65
@@ -126,7 +126,7 @@ def test_server_shows_a_character_cut_by_max_tokens_as_undecodable(scripted: Ser
 
 def test_server_sums_the_cumulative_logprob_over_the_answer(scripted: Served) -> None:
     sampling = {**GREEDY, "max_tokens": 40, "logprobs": 0}
-    asked = scripted.ask("A", stream=True, sampling=sampling, **all_flags())
+    asked = ask_in_pieces(scripted, sampling=sampling, **all_flags())
     sums, seen = [], 0.0
     for text in asked.values(wire.LOGPROBS):
         seen += sum(entry["logprob"] for each in json.loads(text) for entry in each.values())
@@ -184,7 +184,8 @@ SAMPLED: dict[str, Any] = {"max_tokens": 12, "temperature": 1.5, "seed": 3, "top
 def test_server_reads_request_parameters_when_the_json_is_absent(scripted: Served) -> None:
     expected = scripted.ask("A", sampling=SAMPLED, **all_flags()).token_ids
     assert expected != scripted.ask("A", sampling={**SAMPLED, "seed": 4}, **all_flags()).token_ids
-    parameters = {**SAMPLED, "triton_enable_empty_final_response": True}
+    own_of_triton = {"triton_enable_empty_final_response": True, "id": "my request"}
+    parameters = {**SAMPLED, **own_of_triton}
     assert scripted.ask("A", parameters=parameters, **all_flags()).token_ids == expected
     as_text = {name: str(value) for name, value in SAMPLED.items()}
     assert scripted.ask("A", parameters=as_text, **all_flags()).token_ids == expected

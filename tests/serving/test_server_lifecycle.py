@@ -109,14 +109,14 @@ def test_server_lets_running_requests_end_when_it_is_finalized(
 
 
 def test_server_ends_what_outlasts_the_drain(serve: Serve, scripted_folder: Path) -> None:
-    served = serve(scripted_folder, drain_timeout_s=1, max_num_seqs=2, max_num_waiting=4)
-    slow_down(served, 0.02)
+    served = serve(scripted_folder, drain_timeout_s=2, max_num_seqs=2, max_num_waiting=4)
+    slow_down(served, 0.05)
     short = request("A", sampling={**GREEDY, "max_tokens": 3})
     long = [request("A", stream=True, sampling=LONG) for _ in range(4)]
     served.execute(short, *long)
     begin_s = time.monotonic()
     served.finalize()
-    assert 1 <= time.monotonic() - begin_s < 3
+    assert 2 <= time.monotonic() - begin_s < 10  # to their end it would be 20
     assert short.text == "ABCD"
     assert {each.error for each in long} == {("INTERNAL", "the server is shutting down")}
 
@@ -126,7 +126,7 @@ def test_server_is_finalized_at_once_when_idle(serve: Serve, scripted_folder: Pa
     served.ask("A", sampling=GREEDY)
     begin_s = time.monotonic()
     served.finalize()
-    assert time.monotonic() - begin_s < 2
+    assert time.monotonic() - begin_s < 10
     late = request("A")
     served.execute(late)
     assert late.error == ("UNAVAILABLE", "the server is shutting down")
@@ -151,7 +151,7 @@ def test_server_answers_everybody_when_the_engine_fails(
     failure = "the engine has failed: RuntimeError: device lost"
     assert running.wait().error == waiting.wait().error == ("INTERNAL", failure)
     assert served.ask("A").error == ("UNAVAILABLE", failure)
-    served.model._metrics.flush()
+    served.flush_metrics()
     assert engine_up() == 0
     assert served.model._stats.finished == {"error": 3}
 
@@ -206,6 +206,7 @@ def test_server_ends_a_request_that_cannot_be_asked_for(
     lost, leaving = (request("A", sampling=LONG) for _ in range(2))
     lost.sender.on_is_cancelled = boom
     served.execute(lost, leaving)
+    gate.wait()
     wait_until(lambda: bool(served.engine._cancelled))
     leaving.sender.cancelled = True  # the poller must have outlived the first one's fault
     gate.open()

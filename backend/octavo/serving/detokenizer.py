@@ -34,6 +34,11 @@ class Detokenizer:
         """The text that `token_id` completes."""
         if token_id in self._tokenizer.special_token_ids:
             return ""
+        whole = self._tokenizer.whole_text(token_id)
+        if whole is not None and self._num_given == len(self._window):
+            # Nothing is held, and nothing that may come needs this token for its context.
+            self._window, self._num_given, self._given = [], 0, ""
+            return whole
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
         is_settled = not text.endswith(_REPLACEMENT)

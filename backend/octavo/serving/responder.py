@@ -7,7 +7,7 @@ request was cancelled: neither belongs on the engine's thread.
 import itertools
 import logging
 import threading
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from octavo.engine import Engine, GenerationRequest, TokenOutput
 from octavo.scheduling.sequence import FinishReason
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 CANCEL_POLL_S = 0.075
 
-_Queue = SimpleQueue[tuple[Reply, TokenOutput] | None]  # None ends the thread
+_Outputs = list[tuple[Reply, TokenOutput]]
+_Queue = SimpleQueue[_Outputs | None]  # of steps; None ends the thread
 
 
 class Responder:
@@ -27,7 +28,10 @@ class Responder:
     def __init__(self, engine: Engine, num_threads: int) -> None:
         self._engine = engine
         self._queues: list[_Queue] = [SimpleQueue() for _ in range(num_threads)]
-        self._next_queue = itertools.cycle(self._queues)
+        self._next_sender = itertools.cycle(range(num_threads))
+        # What the engine's thread has put out in this step, for each sender.
+        self._gathered: list[_Outputs] = [[] for _ in range(num_threads)]
+        engine.after_step = self._pass_on
         self._live: dict[int, Reply] = {}  # by request id
         self._live_lock = threading.Lock()
         self._stopping = threading.Event()
@@ -45,11 +49,11 @@ class Responder:
 
     def submit(self, reply: Reply) -> None:
         """Hands a request to the engine and its outputs to `reply`. Raises as Engine.submit."""
-        queue = next(self._next_queue)
+        sender = next(self._next_sender)
         request = GenerationRequest(
             prompt_token_ids=reply.request.prompt_token_ids,
             params=reply.request.params,
-            sink=lambda output: queue.put((reply, output)),
+            sink=lambda output: self._gathered[sender].append((reply, output)),
             arrival_s=reply.arrival_s,
         )
         reply.stop_engine = lambda: self._engine.cancel(request.request_id, FinishReason.STOP)
@@ -68,21 +72,23 @@ class Responder:
             if reply.has_left:
                 reply.cancelled()
 
+    def _pass_on(self) -> None:
+        for sender, outputs in enumerate(self._gathered):
+            if outputs:
+                self._gathered[sender] = []
+                self._queues[sender].put(outputs)
+
     def _send_loop(self, queue: _Queue) -> None:
         while True:
-            items = [queue.get()]
-            while True:
-                try:
-                    items.append(queue.get_nowait())
-                except Empty:
-                    break
-            gathered: dict[Reply, list[TokenOutput]] = {}
-            for item in items:
-                if item is not None:
-                    gathered.setdefault(item[0], []).append(item[1])
-            for reply, outputs in gathered.items():
+            steps = [queue.get()]
+            while not queue.empty():  # this thread alone takes from it
+                steps.append(queue.get())
+            by_reply: dict[Reply, list[TokenOutput]] = {}
+            for reply, output in itertools.chain.from_iterable(filter(None, steps)):
+                by_reply.setdefault(reply, []).append(output)
+            for reply, outputs in by_reply.items():
                 self._deliver(reply, outputs)
-            if items[-1] is None:
+            if steps[-1] is None:
                 return
 
     def _deliver(self, reply: Reply, outputs: list[TokenOutput]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import tokenizers.decoders
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
@@ -37,6 +38,8 @@ class Tokenizer:
             if template.exists()
             else self._config.get("chat_template")
         )
+        self._is_byte_level = isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel)
+        self._whole_texts: dict[int, str | None] = {}
         # Anchors single tokens: decoded alone, some tokenizers drop a leading space.
         self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
         self._anchor_length = len(self.decode(self._anchor))
@@ -51,6 +54,16 @@ class Tokenizer:
         """The token's own text, special tokens and a leading space included."""
         both = self.decode([*self._anchor, token_id], skip_special_tokens=False)
         return both[self._anchor_length :]
+
+    def whole_text(self, token_id: int) -> str | None:
+        """The token's text where that is the same in any context, else None: byte-level
+        tokens that are whole characters. Remembered, since decoding is slow beside it."""
+        if not self._is_byte_level:
+            return None
+        if token_id not in self._whole_texts:
+            text = self.decode([token_id])
+            self._whole_texts[token_id] = None if "\ufffd" in text else text
+        return self._whole_texts[token_id]
 
     @cached_property
     def special_token_ids(self) -> frozenset[int]:

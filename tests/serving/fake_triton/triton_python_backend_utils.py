@@ -6,6 +6,7 @@ would only reach the sending thread.
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,7 @@ class ResponseSender:
         self.finished = threading.Event()
         self.on_send: Callable[[], None] = lambda: None
         self.on_is_cancelled: Callable[[], None] = lambda: None
+        self._left_s = float("-inf")  # when the model was told that the client has left
         self._lock = threading.Lock()
 
     def send(self, response: InferenceResponse | None, flags: int = 0) -> None:
@@ -78,6 +80,8 @@ class ResponseSender:
         with self._lock:
             if self.finished.is_set():
                 self.violations.append("send after the final response")
+            if time.perf_counter() - self._left_s < 0.01:
+                self.violations.append("send right after the client has left")
             if response is None:
                 self.violations.append("an empty response")
             else:
@@ -92,6 +96,8 @@ class ResponseSender:
             if self.finished.is_set():
                 self.violations.append("is_cancelled after the final response")
         self.on_is_cancelled()
+        if self.cancelled:
+            self._left_s = time.perf_counter()
         return self.cancelled
 
 
