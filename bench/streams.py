@@ -10,7 +10,8 @@ and output lengths are spread evenly from a quarter to seven quarters of the giv
 (transformers then pads prompts and runs to the longest output, as its batched generate must).
 
 output_tps = all output tokens / (last token - submission), prefill included.
-The server's side is 16 gRPC streams of octavo_client, in a process of its own.
+The server's side is that many gRPC streams of tritonclient, in a process of its own, with one
+response for each step of the engine.
 """
 
 import argparse
@@ -91,34 +92,73 @@ def engine_side(args: argparse.Namespace) -> Side:
 
 
 def server_side(args: argparse.Namespace) -> Side:
-    """Streams of a running server, whose address is args.url."""
-    from octavo_client import Client
+    """Streams of a running server, whose address is args.url: one tritonclient for each."""
+    import tritonclient.grpc as grpcclient
 
-    client = Client(args.url)
-
-    def stream(prompt: list[int], output: int, counts: list[int]) -> None:
-        last = None
-        for chunk in client.stream(prompt, temperature=0, max_tokens=output, ignore_eos=True):
-            last = chunk
-        assert last is not None and last.usage is not None
-        counts.append(last.usage.completion_tokens)
+    clients = [grpcclient.InferenceServerClient(args.url) for _ in range(args.concurrency)]
+    names = ("text_output", "num_output_tokens")
 
     def run(requests: Requests) -> float:
-        counts: list[int] = []
-        threads = [
-            threading.Thread(target=stream, args=(prompt, output, counts))
-            for prompt, output in requests
-        ]
+        streams = [_Stream() for _ in requests]
         began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for client, stream, (prompt, output) in zip(clients, streams, requests, strict=True):
+            client.start_stream(stream.take)
+            client.async_stream_infer(
+                "llm",
+                _inputs(prompt, output, batched=args.contract == "batched"),
+                outputs=[grpcclient.InferRequestedOutput(name) for name in names],
+            )
+        for stream in streams:
+            stream.ended.wait()
         elapsed = time.perf_counter() - began
-        assert sum(counts) == sum(output for _, output in requests), "a stream has failed"
+        for client in clients:
+            client.stop_stream()
+        for stream, (_, output) in zip(streams, requests, strict=True):
+            assert stream.num_tokens() == output, (stream.errors, stream.num_tokens(), output)
         return elapsed
 
     return run
+
+
+class _Stream:
+    """What one stream has received; it is read only after the clock has stopped."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+        self.errors: list[Any] = []
+        self.ended = threading.Event()
+
+    def take(self, result: Any, error: Any) -> None:
+        if error is not None:
+            self.errors.append(error)
+            self.ended.set()
+            return
+        self.results.append(result)
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            self.ended.set()
+
+    def num_tokens(self) -> int:
+        return sum(int(result.as_numpy("num_output_tokens").sum()) for result in self.results)
+
+
+def _inputs(prompt: list[int], output: int, *, batched: bool) -> list[Any]:
+    import numpy as np
+    import tritonclient.grpc as grpcclient
+
+    sampling = {"temperature": 0, "max_tokens": output, "ignore_eos": True}
+    values = {
+        "input_ids": (np.array(prompt, dtype=np.int32), "INT32"),
+        "stream": (np.array([True]), "BOOL"),
+        "sampling_parameters": (np.array([json.dumps(sampling).encode()], dtype=object), "BYTES"),
+        "return_num_output_tokens": (np.array([True]), "BOOL"),
+    }
+    inputs = []
+    for name, (value, datatype) in values.items():
+        shaped = value[None] if batched else value
+        tensor = grpcclient.InferInput(name, list(shaped.shape), datatype)
+        tensor.set_data_from_numpy(shaped)
+        inputs.append(tensor)
+    return inputs
 
 
 SIDES: dict[str, Callable[[argparse.Namespace], Side]] = {

@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ import pytest
 
 from tests.e2e.lone_client import lone_client
 from tests.e2e.streams import Stream
-from tests.e2e.target import MODEL, Target, prompt_ids, serving
+from tests.e2e.target import MODEL, Target, prompt_ids, serving, wait_until
 
 BLOCK_SIZE = 16
 STEP_TOKENS = 16
@@ -68,16 +69,21 @@ def ttft_s(tight: Target) -> Callable[[list[int]], float]:
     return lambda prompt: known[len(prompt)]
 
 
+@contextmanager
+def admission(target: Target) -> Iterator[None]:
+    """Waits until the engine has what was sent meanwhile, in whatever phase."""
+
+    def count() -> float:
+        return target.metrics().value("nv_inference_count")
+
+    before = count()
+    yield
+    wait_until(lambda: count() == before + 1, "admitted")
+
+
 def admit(target: Target, prompt: list[int], max_tokens: int = 4, **options: Any) -> Stream:
-    """Sends a request and waits until the engine has it, in whatever phase."""
-    stream = target.send(prompt, max_tokens=max_tokens, **options)
-    settle(target)
-    return stream
-
-
-def settle(target: Target) -> None:
-    time.sleep(0.03)
-    target.wait_until_queued(0)
+    with admission(target):
+        return target.send(prompt, max_tokens=max_tokens, **options)
 
 
 def mostly_within_bound(
@@ -159,10 +165,11 @@ def test_blocks_come_back_when_a_client_process_is_killed(
             if phase == "waiting":
                 holder = admit(tight, HOLDER, HOLDER_TOKENS)
                 holder.wait_for_first()
-                client.send(tight.request(NEXT, max_tokens=4))
+                request = tight.request(NEXT, max_tokens=4)
             else:
-                client.send(tight.request(HOLDER, max_tokens=HOLDER_TOKENS))
-            settle(tight)
+                request = tight.request(HOLDER, max_tokens=HOLDER_TOKENS)
+            with admission(tight):
+                client.send(request)
             waiting = admit(tight, SMALL if phase == "waiting" else NEXT)
             if phase == "decode":
                 client.wait_for_first()
