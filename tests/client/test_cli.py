@@ -21,7 +21,9 @@ from octavo_client.cli import app
 from tests.client.scripted_server import Received, ScriptedServer
 from tests.client.test_cancellation import talk_for_ever
 
-RUN = [sys.executable, "-c", "from octavo_client.cli import main; main()"]
+# A shell that starts a job in the background leaves SIGINT ignored, in all its descendants.
+HEED_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+RUN = [sys.executable, "-c", f"{HEED_INTERRUPT}; from octavo_client.cli import main; main()"]
 
 
 def run(*arguments: str, stdin: str = "") -> Any:

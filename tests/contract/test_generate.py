@@ -84,7 +84,9 @@ def test_generate_stream_sends_one_event_when_not_streaming(server: Server, text
 
 
 def test_generate_says_that_it_cannot_stream(server: Server) -> None:
-    response = server.post("generate", {"text_input": PROMPT, "stream": True, **SAMPLING})
+    # Long enough that even a sender that is far behind cannot send all of it as one response.
+    long = {**SAMPLING, "max_tokens": 400}
+    response = server.post("generate", {"text_input": PROMPT, "stream": True, **long})
     assert response.json()["error"].startswith("generate expects model to produce exactly 1")
 
 

@@ -5,6 +5,7 @@ Flat form: two sequences run, one more is admitted, and each priority level queu
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 
@@ -114,8 +115,8 @@ def test_priority_1_overtakes_what_is_queued(narrow: Target, running: list[Strea
 
 
 def test_running_streams_are_undisturbed_by_a_full_queue(narrow: Target) -> None:
-    alone = [narrow.generate(prompt_ids(8, seed), max_tokens=250) for seed in range(2)]
-    running = [narrow.send(prompt_ids(8, seed), max_tokens=250) for seed in range(3)]
+    alone = [narrow.generate(prompt_ids(8, seed), max_tokens=200) for seed in range(2)]
+    running = [narrow.send(prompt_ids(8, seed), max_tokens=200) for seed in range(3)]
     refused = 0
     while not any(stream.is_done for stream in running[:2]):
         burst = [narrow.send(prompt_ids(9), max_tokens=1, timeout_s=0.1) for _ in range(8)]
@@ -124,7 +125,7 @@ def test_running_streams_are_undisturbed_by_a_full_queue(narrow: Target) -> None
     for stream, own in zip(running[:2], alone, strict=True):
         answer = stream.result()
         assert answer.token_ids == own.token_ids
-        assert max(answer.gaps_s) < 0.5
+        assert statistics.quantiles(answer.gaps_s, n=20)[-1] < 0.1
     running[2].result()
 
 

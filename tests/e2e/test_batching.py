@@ -27,14 +27,14 @@ def _ends_idle(small: Target) -> Iterator[None]:
 
 def test_requests_beyond_the_places_are_queued_batched_and_served(small: Target) -> None:
     before = small.settled_metrics()
-    running = [small.send(prompt_ids(8, seed), max_tokens=400) for seed in range(NUM_PLACES)]
+    running = [small.send(prompt_ids(8, seed), max_tokens=250) for seed in range(NUM_PLACES)]
     for stream in running:
         stream.wait_for_first()
     queued = [small.send(prompt_ids(12, seed), max_tokens=10) for seed in range(12)]
     small.wait_until_queued(12)
     assert not any(stream.is_done for stream in running)
     assert [len(stream.result().token_ids) for stream in queued] == [10] * 12
-    assert [len(stream.result().token_ids) for stream in running] == [400] * NUM_PLACES
+    assert [len(stream.result().token_ids) for stream in running] == [250] * NUM_PLACES
     small.wait_until_idle()
     after = small.settled_metrics()
     count, executions = (

@@ -94,16 +94,16 @@ def test_server_ends_a_cancelled_request_that_waits_to_be_admitted(
 ) -> None:
     served = serve(scripted_folder, max_num_seqs=1, max_num_waiting=0)
     gate = StepGate(served)
-    running, waiting = request("A", sampling=GREEDY), request("A", sampling=GREEDY)
-    thread = served.execute_aside(running, waiting)
+    running, patient, leaving = (request("A", sampling=GREEDY) for _ in range(3))
+    thread = served.execute_aside(running, patient, leaving)
     gate.wait()
-    waiting.sender.cancelled = True
-    assert waiting.wait().error == CANCELLED
-    assert not running.sender.finished.is_set()
+    leaving.sender.cancelled = True
+    assert leaving.wait().error == CANCELLED
+    assert not running.sender.finished.is_set() and not patient.sender.finished.is_set()
     gate.open()
     thread.join()
-    assert running.wait().text == "ABCDEFGHIJKLMNOPQ"
-    assert served.model._stats.finished == {"length": 1, "cancelled": 1}
+    assert running.wait().text == patient.wait().text == "ABCDEFGHIJKLMNOPQ"
+    assert served.model._stats.finished == {"length": 2, "cancelled": 1}
 
 
 def test_server_asks_about_live_requests_only(serve: Serve, scripted_folder: Path) -> None:

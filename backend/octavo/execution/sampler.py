@@ -90,11 +90,14 @@ def _forbid_early_stops(sequences: Rows[Sequence], logits: Tensor) -> None:
 
 
 def _token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
+    """Of equal tokens the one with the smaller id comes first, so that ranks are distinct."""
     logprobs = logits.log_softmax(-1)
     chosen = logprobs[token_id]
-    values, ids = logprobs.topk(min(count, len(logprobs)))
-    return TokenLogprobs(
-        logprob=float(chosen),
-        rank=int((logprobs > chosen).sum()) + 1,
-        top=tuple(zip(ids.tolist(), values.tolist(), strict=True)),
-    )
+    num_before = (logprobs > chosen).sum() + (logprobs[:token_id] == chosen).sum()
+    top: tuple[tuple[int, float], ...] = ()
+    if count > 0:
+        least = logprobs.topk(min(count, len(logprobs))).values[-1]
+        ids = (logprobs >= least).nonzero().squeeze(1)  # ascending; the sort keeps ties so
+        values, order = logprobs[ids].sort(stable=True, descending=True)
+        top = tuple(zip(ids[order].tolist(), values.tolist(), strict=True))[:count]
+    return TokenLogprobs(logprob=float(chosen), rank=int(num_before) + 1, top=top)
