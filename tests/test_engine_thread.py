@@ -1,5 +1,7 @@
 """The engine with its own thread: draining, faults, waiting for room."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -243,3 +245,39 @@ def test_requests_from_many_threads_all_end(engine: Engine) -> None:
     assert len(recorders) == 30
     assert [len(recorder.finishes) for recorder in recorders] == [1] * 30
     assert len({recorder.request_id for recorder in recorders}) == 30
+
+
+THREADS_OF_A_PROCESS = """
+import os, sys, threading, time
+import torch
+from octavo.config import make_config
+from octavo.engine import Engine, GenerationRequest
+from octavo.sampling_params import parse
+
+def num_threads():
+    return len(os.listdir("/proc/self/task"))
+
+def settles_at(expected):
+    end_s = time.monotonic() + 20
+    while num_threads() != expected and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return num_threads() == expected
+
+torch.set_num_threads(4)  # starts PyTorch's other pool, which is the process's own
+before = num_threads()
+engine = Engine(make_config(model=sys.argv[1], dtype="float32", num_threads=4))
+assert settles_at(before), (before, num_threads())
+ended = threading.Event()
+engine.start()
+params = parse({"max_tokens": 2, "ignore_eos": True})
+sink = lambda output: output.finish_reason and ended.set()
+engine.submit(GenerationRequest([5, 6, 7], params, sink))
+assert ended.wait(60)
+assert settles_at(before + 1 + 3), (before, num_threads())
+engine.stop()
+"""
+
+
+def test_only_the_stepping_thread_keeps_an_openmp_team(toy_folder: Path) -> None:
+    # More threads than cores over all teams, and every parallel region becomes slower.
+    subprocess.run([sys.executable, "-c", THREADS_OF_A_PROCESS, toy_folder], check=True)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from octavo.config import EngineConfig
@@ -74,7 +75,7 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         """Loads the model. Raises ConfigError."""
         self.config = config
-        self.runner = ModelRunner(config)
+        self.runner = _load_runner(config)
         self.scheduler = Scheduler(
             num_blocks=self.runner.kv_cache.num_blocks,
             block_size=config.block_size,
@@ -334,3 +335,15 @@ class Engine:
             total_blocks=scheduler.allocator.num_blocks,
             fragmentation_ratio=1 - filled / (used * scheduler.block_size) if used else 0.0,
         )
+
+
+def _load_runner(config: EngineConfig) -> ModelRunner:
+    """Loads in a thread that ends with it, and so takes its OpenMP team along.
+
+    Each thread that computes in parallel keeps a team of its own. Once the teams of a process
+    have more threads than there are cores, libgomp makes waiting threads sleep almost at once
+    (gomp_throttled_spin_count_var): each of a step's hundreds of parallel regions then pays for
+    waking them, and a step takes a quarter longer.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="octavo-load") as loader:
+        return loader.submit(ModelRunner, config).result()

@@ -139,5 +139,12 @@ def test_detokenizer_shows_no_special_token(tokenizer: Tokenizer) -> None:
     assert "".join(deltas(tokenizer, between, [])) == tokenizer.decode(ids)
 
 
+def test_tokenizer_shows_single_tokens_with_their_space(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(" the note", add_special_tokens=False)
+    singles = [tokenizer.decode_single(token_id) for token_id in ids]
+    assert "".join(singles).endswith(" the note")
+    assert all(singles)
+
+
 def _ascii(text: str) -> str:
     return "".join(character for character in text if character.isascii())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.serving.responder import CANCEL_POLL_S
+from octavo.serving import responder
 from tests.serving.checkpoints import SCRIPT
 from tests.serving.harness import (
     GREEDY,
@@ -118,8 +118,47 @@ def test_server_asks_about_live_requests_only(serve: Serve, scripted_folder: Pat
     assert not reply.is_cancelled()  # as the poller may ask that was on its way
     polls = asked.sender.num_cancel_polls
     wait_until(lambda: not served.model._responder._live)
-    time.sleep(2 * CANCEL_POLL_S)
+    time.sleep(2 * responder.CANCEL_POLL_S)
     assert asked.sender.num_cancel_polls == polls
+
+
+def test_server_sends_no_text_once_the_client_has_left(serve: Serve, scripted_folder: Path) -> None:
+    served = serve(scripted_folder)
+    gate = StepGate(served)
+    asked = request("A", stream=True, sampling=GREEDY)
+    served.execute(asked)
+    gate.wait()
+    (reply,) = served.model._responder._live.values()
+    push = reply._detokenizer.push
+
+    def leave_and_push(token_id: int) -> str:
+        asked.sender.cancelled = True
+        assert reply.is_cancelled() or asked.sender.finished.is_set()
+        return push(token_id)
+
+    reply._detokenizer.push = leave_and_push
+    gate.open()
+    assert asked.wait().error == CANCELLED
+    assert len(asked.sender.responses) == 1
+
+
+def test_server_answers_who_has_left_when_it_is_finalized(
+    serve: Serve, scripted_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responder, "CANCEL_POLL_S", 3600)  # finalize comes before the poller
+    served = serve(scripted_folder)
+    gate = StepGate(served)
+    asked = request("A", sampling=GREEDY)
+    served.execute(asked)
+    gate.wait()
+    (reply,) = served.model._responder._live.values()
+    asked.sender.cancelled = True
+    assert reply.is_cancelled()
+    time.sleep(0.02)
+    gate.open()
+    served.finalize()
+    assert asked.sender.finished.is_set()
+    assert asked.error == CANCELLED
 
 
 def test_server_answers_once_when_clients_leave_at_any_moment(

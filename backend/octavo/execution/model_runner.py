@@ -30,6 +30,7 @@ class ModelRunner:
         """Raises ConfigError if the checkpoint or a setting cannot be served."""
         self.device = torch.device("cpu")
         self.num_threads = config.num_threads or len(os.sched_getaffinity(0))
+        self.bind_to_thread()
         folder = _checkpoint_folder(config.model)
         self.model_config = read_model_config(folder)
         name = self.model_config.dtype if config.dtype == "auto" else config.dtype
