@@ -10,8 +10,8 @@ and output lengths are spread evenly from a quarter to seven quarters of the giv
 (transformers then pads prompts and runs to the longest output, as its batched generate must).
 
 output_tps = all output tokens / (last token - submission), prefill included.
-The server's side is that many gRPC streams of tritonclient, in a process of its own, with one
-response for each step of the engine.
+The server's side is that many gRPC streams of tritonclient, in a process of its own; tokens that
+gather while a sender rests (sender_duty_cycle in engine.toml) come as one response.
 """
 
 import argparse

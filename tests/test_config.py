@@ -33,7 +33,8 @@ def test_defaults() -> None:
     assert config == EngineConfig(
         model=Path("m"), dtype="auto", max_model_len=None, max_num_batched_tokens=256,
         max_num_seqs=32, max_num_waiting=4, block_size=16, kv_cache_bytes=None,
-        watermark_ratio=0.01, num_threads=None, sender_threads=1, drain_timeout_s=30.0,
+        watermark_ratio=0.01, num_threads=None, sender_threads=1,
+        sender_duty_cycle=0.15, drain_timeout_s=30.0,
     )  # fmt: skip
     assert (config.slo.ttft_s, config.slo.tpot_s) == (2.0, 0.1)
     assert config.max_num_admitted == 36
@@ -117,6 +118,12 @@ def test_whole_numbers_are_needed(field: str, value: object) -> None:
 @pytest.mark.parametrize("field", ["drain_timeout_s", "watermark_ratio"])
 def test_finite_numbers_are_needed(field: str, value: object) -> None:
     assert_refused(f"{field} = {value!r}", "should be", **{field: value})
+
+
+@pytest.mark.parametrize("value", [0, -0.5, 1.01, True, "x", float("nan")])
+def test_sender_duty_cycle_is_above_zero_and_at_most_one(value: object) -> None:
+    assert_refused(f"sender_duty_cycle = {value!r}", "should be", sender_duty_cycle=value)
+    assert make_config(model="m", sender_duty_cycle=1).sender_duty_cycle == 1
 
 
 @pytest.mark.parametrize("value", [1.0, 2])

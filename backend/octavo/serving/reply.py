@@ -77,6 +77,11 @@ class Reply:
         return self._open
 
     @property
+    def has_begun(self) -> bool:
+        """The first token has come."""
+        return self._num_tokens > 0
+
+    @property
     def has_left(self) -> bool:
         """`is_cancelled` has said so; `cancelled` is due."""
         return self._left

@@ -7,6 +7,7 @@ request was cancelled: neither belongs on the engine's thread.
 import itertools
 import logging
 import threading
+import time
 from queue import SimpleQueue
 
 from octavo.engine import Engine, GenerationRequest, TokenOutput
@@ -18,34 +19,83 @@ log = logging.getLogger(__name__)
 CANCEL_POLL_S = 0.075
 
 _Outputs = list[tuple[Reply, TokenOutput]]
-_Queue = SimpleQueue[_Outputs | None]  # of steps; None ends the thread
+
+
+class _Sender:
+    """One thread that sends what `gathered` holds at each `pass_on`.
+
+    It takes cores and the interpreter's lock from the engine, so after each delivery it rests,
+    to send for no more than `duty_cycle` of the time; tokens of a stream that gather meanwhile
+    go out as one response. A stream's first and last output cut the rest short.
+    """
+
+    def __init__(self, name: str, duty_cycle: float) -> None:
+        self.gathered: _Outputs = []  # what the engine's thread has put out in this step
+        self._rest_ratio = 1 / duty_cycle - 1
+        self._steps: SimpleQueue[_Outputs | None] = SimpleQueue()  # None ends the thread
+        self._urgent = threading.Event()
+        self._lock = threading.Lock()  # an urgent step and its flag come and go together
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def pass_on(self) -> None:
+        outputs, self.gathered = self.gathered, []
+        if outputs:
+            is_urgent = any(o.finish_reason or not reply.has_begun for reply, o in outputs)
+            self._put(outputs, is_urgent=is_urgent)
+
+    def stop(self) -> None:
+        """Sends what is passed on, then ends the thread."""
+        self._put(None, is_urgent=True)
+        self._thread.join()
+
+    def _put(self, step: _Outputs | None, *, is_urgent: bool) -> None:
+        with self._lock:
+            self._steps.put(step)
+            if is_urgent:
+                self._urgent.set()
+
+    def _loop(self) -> None:
+        while True:
+            steps = [self._steps.get()]
+            began_s = time.perf_counter()
+            with self._lock:
+                self._urgent.clear()
+                while not self._steps.empty():  # this thread alone takes from it
+                    steps.append(self._steps.get())
+            by_reply: dict[Reply, list[TokenOutput]] = {}
+            for reply, output in itertools.chain.from_iterable(filter(None, steps)):
+                by_reply.setdefault(reply, []).append(output)
+            for reply, outputs in by_reply.items():
+                _deliver(reply, outputs)
+            if steps[-1] is None:
+                return
+            self._urgent.wait((time.perf_counter() - began_s) * self._rest_ratio)
+
+
+def _deliver(reply: Reply, outputs: list[TokenOutput]) -> None:
+    try:
+        reply.deliver(outputs)
+    except Exception as exc:
+        # One reply's fault must not end the thread that serves its neighbours.
+        log.exception("a reply has failed")
+        reply.stop_engine()
+        reply.fail(f"{type(exc).__name__}: {exc}")
 
 
 class Responder:
-    """Each reply belongs to one sender thread, so its responses keep their order. A sender that
-    is behind finds several outputs of a reply waiting and sends them as one."""
+    """Each reply belongs to one sender, so its responses keep their order."""
 
-    def __init__(self, engine: Engine, num_threads: int) -> None:
+    def __init__(self, engine: Engine, num_senders: int, duty_cycle: float) -> None:
         self._engine = engine
-        self._queues: list[_Queue] = [SimpleQueue() for _ in range(num_threads)]
-        self._next_sender = itertools.cycle(range(num_threads))
-        # What the engine's thread has put out in this step, for each sender.
-        self._gathered: list[_Outputs] = [[] for _ in range(num_threads)]
+        self._senders = [_Sender(f"octavo-sender-{i}", duty_cycle) for i in range(num_senders)]
+        self._next_sender = itertools.cycle(self._senders)
         engine.after_step = self._pass_on
         self._live: dict[int, Reply] = {}  # by request id
         self._live_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(
-                target=self._send_loop, args=(q,), name=f"octavo-sender-{i}", daemon=True
-            )
-            for i, q in enumerate(self._queues)
-        ]
-        self._threads.append(
-            threading.Thread(target=self._poll_loop, name="octavo-cancel", daemon=True)
-        )
-        for thread in self._threads:
-            thread.start()
+        self._poller = threading.Thread(target=self._poll_loop, name="octavo-cancel", daemon=True)
+        self._poller.start()
 
     def submit(self, reply: Reply) -> None:
         """Hands a request to the engine and its outputs to `reply`. Raises as Engine.submit."""
@@ -53,7 +103,7 @@ class Responder:
         request = GenerationRequest(
             prompt_token_ids=reply.request.prompt_token_ids,
             params=reply.request.params,
-            sink=lambda output: self._gathered[sender].append((reply, output)),
+            sink=lambda output: sender.gathered.append((reply, output)),
             arrival_s=reply.arrival_s,
         )
         reply.stop_engine = lambda: self._engine.cancel(request.request_id, FinishReason.STOP)
@@ -64,41 +114,16 @@ class Responder:
     def stop(self) -> None:
         """Sends what is queued, then ends the threads. The engine must have stopped."""
         self._stopping.set()
-        for queue in self._queues:
-            queue.put(None)
-        for thread in self._threads:
-            thread.join()
+        for sender in self._senders:
+            sender.stop()
+        self._poller.join()
         for reply in self._live.values():
             if reply.has_left:
                 reply.cancelled()
 
     def _pass_on(self) -> None:
-        for sender, outputs in enumerate(self._gathered):
-            if outputs:
-                self._gathered[sender] = []
-                self._queues[sender].put(outputs)
-
-    def _send_loop(self, queue: _Queue) -> None:
-        while True:
-            steps = [queue.get()]
-            while not queue.empty():  # this thread alone takes from it
-                steps.append(queue.get())
-            by_reply: dict[Reply, list[TokenOutput]] = {}
-            for reply, output in itertools.chain.from_iterable(filter(None, steps)):
-                by_reply.setdefault(reply, []).append(output)
-            for reply, outputs in by_reply.items():
-                self._deliver(reply, outputs)
-            if steps[-1] is None:
-                return
-
-    def _deliver(self, reply: Reply, outputs: list[TokenOutput]) -> None:
-        try:
-            reply.deliver(outputs)
-        except Exception as exc:
-            # One reply's fault must not end the thread that serves its neighbours.
-            log.exception("a reply has failed")
-            reply.stop_engine()
-            reply.fail(f"{type(exc).__name__}: {exc}")
+        for sender in self._senders:
+            sender.pass_on()
 
     def _poll_loop(self) -> None:
         while not self._stopping.wait(CANCEL_POLL_S):

@@ -50,7 +50,7 @@ class OctavoModel:
             self._tokenizer, self._engine.max_model_len, batched=model_config["max_batch_size"] > 0
         )
         self._stats = RequestStats()
-        self._responder = Responder(self._engine, config.sender_threads)
+        self._responder = Responder(self._engine, config.sender_threads, config.sender_duty_cycle)
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._metrics = MetricsExporter(self._engine, self._stats, labels)
         self._engine.start()
