@@ -81,6 +81,7 @@ def test_request_in_hand_ends_in_time_when_it_is_late_or_cancelled(small: Target
     for stream in running:
         stream.wait_for_first()
     first = small.send(prompt_ids(8, 1), max_tokens=2000)
+    small.wait_until_queued(1)  # each has a connection of its own, so order needs waiting
     second = small.send(prompt_ids(8, 2), max_tokens=3)
     cancelled = small.send(prompt_ids(8, 3), max_tokens=3)
     late = small.send(prompt_ids(8, 4), max_tokens=3, deadline_ms=1000)
