@@ -85,9 +85,9 @@ class EngineConfig:
     watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
     num_threads: Annotated[Integer, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
     sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 1
-    # The largest share of its time in which a sender sends; while it rests, the tokens of a
-    # stream gather into one response. 1 sends each step's tokens at once, which is smoother and
-    # costs throughput where senders, server and clients share the engine's cores.
+    # The largest share of its time in which a sender serves several streams; while it rests, the
+    # tokens of a stream gather into one response. 1 sends each step's tokens at once, which is
+    # smoother and costs throughput where senders, server and clients share the engine's cores.
     sender_duty_cycle: Annotated[Number, Field(gt=0, le=1)] = 0.15
     drain_timeout_s: Annotated[Number, Field(ge=0, le=86_400)] = 30.0
     slo: SLO = SLO()

@@ -24,9 +24,9 @@ _Outputs = list[tuple[Reply, TokenOutput]]
 class _Sender:
     """One thread that sends what `gathered` holds at each `pass_on`.
 
-    It takes cores and the interpreter's lock from the engine, so after each delivery it rests,
-    to send for no more than `duty_cycle` of the time; tokens of a stream that gather meanwhile
-    go out as one response. A stream's first and last output cut the rest short.
+    It takes cores and the interpreter's lock from the engine, so after each delivery to several
+    streams it rests, to send for no more than `duty_cycle` of the time; tokens of a stream that
+    gather meanwhile go out as one response. First and last outputs cut the rest short.
     """
 
     def __init__(self, name: str, duty_cycle: float) -> None:
@@ -70,7 +70,8 @@ class _Sender:
                 _deliver(reply, outputs)
             if steps[-1] is None:
                 return
-            self._urgent.wait((time.perf_counter() - began_s) * self._rest_ratio)
+            if len(by_reply) > 1:  # a lone stream costs little, and somebody may be reading it
+                self._urgent.wait((time.perf_counter() - began_s) * self._rest_ratio)
 
 
 def _deliver(reply: Reply, outputs: list[TokenOutput]) -> None:
