@@ -2,8 +2,9 @@
 
     python requirements/lock.py python3.10 python3.11 python3.12
 
-Each interpreter resolves runtime.txt and dev.txt afresh; where they come to different versions,
-the line carries a marker. What torch pins by itself (its CUDA packages) is left to torch.
+Each interpreter resolves dev.txt, and so all that it includes, afresh; where they come to
+different versions, the line carries a marker. What torch pins by itself (its CUDA packages) is
+left to torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-INPUTS = ("runtime.txt", "dev.txt")
+INPUTS = ("runtime.txt", "loadtest.txt", "dev.txt")
 LEFT_TO_TORCH = re.compile(r"(nvidia|cuda)-.*|triton")
 
 
