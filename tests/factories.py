@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from octavo.config import make_config
 from octavo.engine import Engine, GenerationRequest, TokenOutput
-from octavo.execution.sampler import TokenLogprobs
+from octavo.execution.logprobs import TokenLogprobs
 from octavo.sampling_params import SamplingParams, parse
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import FinishReason, Sequence
@@ -194,6 +194,7 @@ def generate_checked(
 def make_scheduler(num_blocks: int = 64, **settings: Any) -> Scheduler:
     defaults = {
         "block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32, "watermark_ratio": 0.0,
+        "enable_prefix_caching": False,  # prompts of `make_sequence` all begin alike
     }  # fmt: skip
     return Scheduler(num_blocks=num_blocks, **{**defaults, **settings})
 
@@ -202,7 +203,7 @@ def make_sequence(
     request_id: int, prompt: int = 8, arrival_s: float | None = None, **params: Any
 ) -> Sequence:
     own = greedy(**{"max_tokens": 8, **params})
-    return Sequence(
+    sequence = Sequence(
         request_id=request_id,
         token_ids=list(range(10, 10 + prompt)),
         params=own,
@@ -210,3 +211,6 @@ def make_sequence(
         max_len=prompt + own.max_tokens,
         stop_token_ids=frozenset(own.stop_token_ids),
     )
+    for _ in range(1, own.n):
+        sequence.add_fork(own)
+    return sequence

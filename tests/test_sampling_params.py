@@ -36,12 +36,21 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_tokens": (1, 2**31 - 1),
     "min_tokens": (0, 16),
     "logprobs": (0, 20),
-    "n": (1, 1),
+    "n": (1, 4096),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (5e-324, 100.0),
+    "prompt_logprobs": (0, 20),
     "priority": (1, 100),
     "deadline_ms": (1, 86_400_000),
 }
-WHOLE = [name for name in BOUNDS if name not in ("temperature", "top_p")]
-ABSENT_BY_NULL = ("seed", "logprobs", "deadline_ms")
+WHOLE = [
+    name
+    for name in BOUNDS
+    if name not in ("temperature", "top_p", "min_p") and not name.endswith("_penalty")
+]
+ABSENT_BY_NULL = ("seed", "logprobs", "prompt_logprobs", "deadline_ms")
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -73,8 +82,17 @@ def test_bounds_are_inside(name: str, kind: Any) -> None:
         ("logprobs", 21, "20"),
         ("logprobs", 200, "20"),
         ("n", 0, "1"),
-        ("n", 2, "1"),
-        ("n", 10**6, "1"),
+        ("n", 10**6, "4096"),
+        ("min_p", -0.01, "0"),
+        ("min_p", 1.01, "1"),
+        ("presence_penalty", -2.01, "-2"),
+        ("presence_penalty", 2.01, "2"),
+        ("frequency_penalty", -3, "-2"),
+        ("frequency_penalty", 3, "2"),
+        ("repetition_penalty", 0, "0"),
+        ("repetition_penalty", -1, "0"),
+        ("repetition_penalty", 101, "100"),
+        ("prompt_logprobs", 21, "20"),
         ("priority", 0, "1"),
         ("priority", 101, "100"),
         ("deadline_ms", 0, "1"),
@@ -216,6 +234,57 @@ def test_ignore_eos_takes_what_means_a_boolean(value: object, expected: bool) ->
 @pytest.mark.parametrize("value", [2, "maybe", None, [], math.nan, 0.5])
 def test_bad_ignore_eos_is_refused(value: object) -> None:
     assert refusal({"ignore_eos": value}).field == "ignore_eos"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("bad_words", "damn", ("damn",)),
+        ("bad_words", ["a", " b"], ("a", " b")),
+        ("allowed_token_ids", None, None),
+        ("allowed_token_ids", ["5", 6], (5, 6)),
+        ("logit_bias", {"5": 1, "6": "-2.5"}, {5: 1.0, 6: -2.5}),
+        ("logit_bias", '{"5": 100}', {5: 100.0}),
+        ("logit_bias", {}, {}),
+        ("tenant", "team-a.b:c_1", "team-a.b:c_1"),
+        ("tenant", None, None),
+        ("cache", "false", False),
+        ("include_stop_str_in_output", "true", True),
+        ("skip_special_tokens", 0, False),
+    ],
+)
+def test_other_parameters(name: str, value: object, expected: object) -> None:
+    assert getattr(parse({name: value}), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field"),
+    [
+        ("bad_words", [""], "bad_words[0]"),
+        ("bad_words", ["a"] * 129, "bad_words"),
+        ("bad_words", ["a" * 257], "bad_words[0]"),
+        ("bad_words", [1], "bad_words[0]"),
+        ("allowed_token_ids", [], "allowed_token_ids"),
+        ("allowed_token_ids", [-1], "allowed_token_ids[0]"),
+        ("allowed_token_ids", "5", "allowed_token_ids"),
+        ("logit_bias", {"5": 100.1}, "logit_bias[5]"),
+        ("logit_bias", {"5": math.nan}, "logit_bias[5]"),
+        ("logit_bias", {"-1": 1}, "logit_bias"),
+        ("logit_bias", {"x": 1}, "logit_bias"),
+        ("logit_bias", [[5, 1]], "logit_bias"),
+        ("logit_bias", "nonsense", "logit_bias"),
+        ("tenant", "", "tenant"),
+        ("tenant", "a b", "tenant"),
+        ("tenant", "t" * 65, "tenant"),
+        ("tenant", 'x"} 1\n', "tenant"),
+        ("tenant", 5, "tenant"),
+        ("cache", "perhaps", "cache"),
+        ("include_stop_str_in_output", "perhaps", "include_stop_str_in_output"),
+        ("skip_special_tokens", None, "skip_special_tokens"),
+    ],
+)
+def test_other_bad_parameters_are_refused(name: str, value: object, field: str) -> None:
+    assert refusal({name: value}).field == field
 
 
 def test_min_tokens_is_at_most_max_tokens() -> None:

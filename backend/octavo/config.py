@@ -82,6 +82,8 @@ class EngineConfig:
         Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
         | Annotated[None, Auto]
     ) = None
+    # Blocks keep their content after their last user, for sequences that begin alike.
+    enable_prefix_caching: bool = True
     watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
     num_threads: Annotated[Integer, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
     sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 1

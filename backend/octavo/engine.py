@@ -14,11 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 from octavo.config import EngineConfig
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner
-from octavo.execution.sampler import TokenLogprobs
+from octavo.execution.sampler import ALL_FORBIDDEN, PromptLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import FinishReason, Sequence, SequenceStatus, StepPlan
@@ -28,14 +30,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class PromptOutput:
+    """What became known of a prompt. `logprobs` are of its second token and all after it."""
+
+    num_cached_tokens: int
+    logprobs: list[TokenLogprobs] | None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """One token of a request, or its end, or both. `token_id` is None if the end came from
-    outside: a cancellation, a deadline, a fault."""
+    """One token of one of a request's n sequences, or the sequence's end, or both. `token_id` is
+    None if the end came from outside: a cancellation, a deadline, a fault."""
 
     token_id: int | None
     logprobs: TokenLogprobs | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
+    index: int = 0  # of the sequence among the n
+    prompt: PromptOutput | None = None  # with the request's first token
 
 
 # Called by the stepping thread, so it must only hand the output on.
@@ -44,13 +56,15 @@ Sink = Callable[[TokenOutput], None]
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """`arrival_s` is on time.monotonic's clock; deadline and order count from it."""
+    """`arrival_s` is on time.monotonic's clock; deadline and order count from it. `bad_words`
+    are those of `params`, as token ids."""
 
     prompt_token_ids: list[int]
     params: SamplingParams
     sink: Sink
     arrival_s: float = field(default_factory=time.monotonic)
     request_id: int = field(default_factory=itertools.count().__next__)  # the process's own
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(slots=True)
@@ -68,9 +82,19 @@ class GenerationResult:
         self.finish_reason = output.finish_reason
 
 
+@dataclass(slots=True)
+class _Live:
+    """A request whose sequences have not all ended."""
+
+    sink: Sink
+    sequences: dict[int, Sequence]  # by index; those that have not ended
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    has_output: bool = False
+
+
 class Engine:
-    """Continuous batching over one model. Each accepted request gets exactly one output with a
-    finish reason, whatever happens."""
+    """Continuous batching over one model. Each of an accepted request's n sequences gets exactly
+    one output with a finish reason, whatever happens."""
 
     def __init__(self, config: EngineConfig) -> None:
         """Loads the model. Raises ConfigError."""
@@ -82,6 +106,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             watermark_ratio=config.watermark_ratio,
+            enable_prefix_caching=config.enable_prefix_caching,
         )
         self.stats = EngineStats()
         self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
@@ -93,11 +118,11 @@ class Engine:
         self._changed = threading.Condition()
         # Guarded by _changed.
         self._inbox: deque[tuple[Sequence, Sink]] = deque()
-        self._cancelled: dict[int, FinishReason] = {}
+        self._cancelled: dict[tuple[int, int | None], FinishReason] = {}
         self._num_admitted = 0
         self._closed: str | None = None  # why nothing is accepted any more
         # The stepping thread's own.
-        self._live: dict[int, tuple[Sequence, Sink]] = {}
+        self._live: dict[int, _Live] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._thread: threading.Thread | None = None
 
@@ -110,15 +135,17 @@ class Engine:
         params = request.params
         if params.seed is None and not params.is_greedy:
             params = replace(params, seed=secrets.randbits(64))
-        eos = () if params.ignore_eos else self.runner.model_config.eos_token_ids
         sequence = Sequence(
             request_id=request.request_id,
             token_ids=list(request.prompt_token_ids),
             params=params,
             arrival_s=request.arrival_s,
             max_len=len(request.prompt_token_ids) + params.max_tokens,
-            stop_token_ids=frozenset((*eos, *params.stop_token_ids)),
+            stop_token_ids=self._stop_token_ids(params),
+            bad_words=request.bad_words,
         )
+        for index in range(1, params.n):
+            sequence.add_fork(replace(params, seed=_seed_of_fork(params.seed, index)))
         with self._changed:
             if self._closed is not None:
                 raise EngineDeadError(self._closed)
@@ -126,10 +153,16 @@ class Engine:
             self._inbox.append((sequence, request.sink))
             self._changed.notify_all()
 
-    def cancel(self, request_id: int, reason: FinishReason = FinishReason.CANCELLED) -> None:
-        """Ends a request before the next step; one that has ended is left alone."""
+    def cancel(
+        self,
+        request_id: int,
+        reason: FinishReason = FinishReason.CANCELLED,
+        index: int | None = None,
+    ) -> None:
+        """Ends a request, or one of its sequences, before the next step; what has ended is left
+        alone."""
         with self._changed:
-            self._cancelled[request_id] = reason
+            self._cancelled[request_id, index] = reason
             self._changed.notify_all()
 
     def wait_for_room(self, timeout_s: float) -> bool:
@@ -163,7 +196,7 @@ class Engine:
             if self._thread is not None:
                 self._changed.wait_for(lambda: self._num_admitted == 0, timeout_s)
             for request_id in [*self._live, *(s.request_id for s, _ in self._inbox)]:
-                self._cancelled[request_id] = FinishReason.ERROR
+                self._cancelled[request_id, None] = FinishReason.ERROR
             self._changed.notify_all()
         if self._thread is None:
             self._take_inbox()
@@ -176,9 +209,11 @@ class Engine:
     def generate(
         self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
     ) -> list[GenerationResult]:
-        """Runs the prompts to their end, stepping here. Raises InvalidRequestError."""
+        """Runs the prompts to their end, stepping here. One sequence each: n is 1. Raises
+        InvalidRequestError."""
         assert self._thread is None, "the engine's own thread is stepping"
         each = params if isinstance(params, list) else [params] * len(prompts)
+        assert all(own.n == 1 for own in each)
         results = [GenerationResult() for _ in prompts]
         requests = [
             GenerationRequest(prompt, own, result.add)
@@ -203,14 +238,16 @@ class Engine:
         self._count_admitted(plan)
         sampled = self.runner.run(plan)
         outputs = self.scheduler.update(plan, sampled.token_ids)
-        self._count(plan, sum(sampled.is_finite), time.perf_counter() - began_s)
-        for (sequence, token_id, reason), logprobs, is_finite in zip(
-            outputs, sampled.logprobs, sampled.is_finite, strict=True
+        self._count(plan, sampled.faults.count(None), time.perf_counter() - began_s)
+        for prompt in sampled.prompts:
+            self._keep_prompt_logprobs(prompt)
+        for (sequence, token_id, reason), logprobs, fault in zip(
+            outputs, sampled.logprobs, sampled.faults, strict=True
         ):
-            if is_finite:
-                self._emit(sequence, TokenOutput(token_id, logprobs, reason))
+            if fault is None:
+                self._emit(sequence, TokenOutput(token_id, logprobs, reason, index=sequence.index))
             else:
-                self._end(sequence, FinishReason.ERROR, "the model's logits are not finite")
+                self._end(sequence, FinishReason.ERROR, fault)
         return True
 
     def _run(self) -> None:
@@ -241,46 +278,71 @@ class Engine:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, {}
             # Under the lock: `stop` finds each request in the inbox or here.
-            self._live.update({s.request_id: (s, sink) for s, sink in arrived})
+            self._live.update({s.request_id: _live(s, sink) for s, sink in arrived})
         for sequence, _ in arrived:
             self.scheduler.add(sequence)
             if sequence.params.deadline_ms is not None:
                 deadline_s = sequence.arrival_s + sequence.params.deadline_ms / 1e3
                 heapq.heappush(self._deadlines, (deadline_s, sequence.request_id))
-        for request_id, reason in cancelled.items():
-            if request_id in self._live:
-                error = self._closed if reason is FinishReason.ERROR else None
-                self._end(self._live[request_id][0], reason, error)
+        for (request_id, index), reason in cancelled.items():
+            error = self._closed if reason is FinishReason.ERROR else None
+            self._end_request(request_id, reason, error, index)
         now_s = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now_s:
-            _, request_id = heapq.heappop(self._deadlines)
-            if request_id in self._live:
-                self._end(self._live[request_id][0], FinishReason.DEADLINE)
+            self._end_request(heapq.heappop(self._deadlines)[1], FinishReason.DEADLINE)
+
+    def _end_request(
+        self,
+        request_id: int,
+        reason: FinishReason,
+        error: str | None = None,
+        index: int | None = None,
+    ) -> None:
+        """Ends what has not ended yet of a request, or its sequence `index` alone."""
+        live = self._live.get(request_id)
+        for sequence in list(live.sequences.values()) if live else ():
+            if index in (None, sequence.index):
+                self._end(sequence, reason, error)
 
     def _end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """Ends a sequence from outside the scheduler's own rules."""
         if sequence.status is not SequenceStatus.FINISHED:
             self.scheduler.finish(sequence)
-        self._emit(sequence, TokenOutput(None, finish_reason=reason, error=error))
+        self._emit(sequence, TokenOutput(None, None, reason, error=error, index=sequence.index))
 
     def _emit(self, sequence: Sequence, output: TokenOutput) -> None:
-        _, sink = self._live[sequence.request_id]
+        live = self._live[sequence.request_id]
+        if output.token_id is not None and not live.has_output:
+            live.has_output = True
+            wanted = sequence.params.prompt_logprobs is not None
+            logprobs = live.prompt_logprobs if wanted else None
+            output = replace(output, prompt=PromptOutput(sequence.num_cached_tokens, logprobs))
         if output.finish_reason is not None:
-            del self._live[sequence.request_id]
-            with self._changed:
-                self._num_admitted -= 1
-                self._changed.notify_all()
-        sink(output)
+            del live.sequences[sequence.index]
+            if not live.sequences:
+                del self._live[sequence.request_id]
+                with self._changed:
+                    self._num_admitted -= 1
+                    self._changed.notify_all()
+        live.sink(output)
+
+    def _keep_prompt_logprobs(self, prompt: PromptLogprobs) -> None:
+        # Those of a chunk that is computed again take the place of the first ones.
+        kept = self._live[prompt.sequence.request_id].prompt_logprobs
+        kept[prompt.first - 1 :] = prompt.tokens
 
     def _fail(self, why: str) -> None:
         """The loop is over: every request gets its end, new ones are refused."""
         with self._changed:
             self._closed = why
-            self._live.update({s.request_id: (s, sink) for s, sink in self._inbox})
+            self._live.update({s.request_id: _live(s, sink) for s, sink in self._inbox})
             self._inbox.clear()
-        for sequence, _ in list(self._live.values()):
+        for sequence in [s for live in self._live.values() for s in live.sequences.values()]:
             try:
-                self._emit(sequence, TokenOutput(None, finish_reason=FinishReason.ERROR, error=why))
+                self._emit(
+                    sequence,
+                    TokenOutput(None, None, FinishReason.ERROR, error=why, index=sequence.index),
+                )
             except Exception:  # a sink's fault must not cost the others their end
                 log.exception("request %d did not take its end", sequence.request_id)
         self.after_step()
@@ -302,16 +364,39 @@ class Engine:
                 f"at most {self.max_model_len - len(prompt)}: the context is "
                 f"{self.max_model_len} tokens and the prompt has {len(prompt)}",
             )  # fmt: skip
-        for field_name, ids in (("input_ids", prompt), ("stop_token_ids", params.stop_token_ids)):
+        if params.n > self.config.max_num_seqs:
+            raise InvalidRequestError(
+                "n", params.n, f"at most max_num_seqs = {self.config.max_num_seqs}"
+            )
+        for field_name, ids in (
+            ("input_ids", prompt),
+            ("stop_token_ids", params.stop_token_ids),
+            ("allowed_token_ids", params.allowed_token_ids or ()),
+            ("logit_bias", params.logit_bias),
+        ):
             outside = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
             if outside:
                 limit = f"token ids are 0 to {self.vocab_size - 1}"
                 raise InvalidRequestError(field_name, outside[0], limit)
+        if params.allowed_token_ids is not None:
+            never = {word[0] for word in request.bad_words if len(word) == 1}
+            if params.min_tokens > 0:
+                never |= self._stop_token_ids(params)
+            if never.issuperset(params.allowed_token_ids):
+                raise InvalidRequestError(
+                    "allowed_token_ids", list(params.allowed_token_ids), ALL_FORBIDDEN
+                )
+
+    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        eos = () if params.ignore_eos else self.runner.model_config.eos_token_ids
+        return frozenset((*eos, *params.stop_token_ids))
 
     def _count_admitted(self, plan: StepPlan) -> None:
         now_s = time.monotonic()
         for sequence in (scheduled.sequence for scheduled in plan.prefills):
-            if sequence.num_computed_tokens == 0 and sequence.num_preemptions == 0:
+            if sequence.num_computed_tokens == sequence.num_cached_tokens and not (
+                sequence.num_preemptions
+            ):
                 self.stats.prompt_tokens += sequence.num_prompt_tokens
                 self.stats.queue_time_s.observe(now_s - sequence.arrival_s)
 
@@ -327,14 +412,32 @@ class Engine:
     def _measure(self) -> None:
         scheduler = self.scheduler
         used = scheduler.allocator.num_used
-        filled = sum(sequence.num_computed_tokens for sequence in scheduler.running)
+        # Only the last block of a sequence is not full, and a sequence shares that for a step at
+        # most; so what sequences share is not counted twice.
+        empty = sum(
+            len(sequence.block_table) * scheduler.block_size - sequence.num_computed_tokens
+            for sequence in scheduler.running
+        )
         self.gauges = EngineGauges(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             used_blocks=used,
+            cached_blocks=scheduler.allocator.num_cached,
             total_blocks=scheduler.allocator.num_blocks,
-            fragmentation_ratio=1 - filled / (used * scheduler.block_size) if used else 0.0,
+            fragmentation_ratio=min(empty / (used * scheduler.block_size), 1.0) if used else 0.0,
         )
+
+
+def _live(sequence: Sequence, sink: Sink) -> _Live:
+    return _Live(sink, {each.index: each for each in (sequence, *sequence.forks)})
+
+
+def _seed_of_fork(seed: int | None, index: int) -> int | None:
+    """A seed for each further sequence of a request, unrelated to those that callers use."""
+    if seed is None:
+        return None
+    digest = blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _load_runner(config: EngineConfig) -> ModelRunner:

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from factories import make_sequence
-from octavo.execution.sampler import sample_tokens, uniform_numbers
+from octavo.execution.sampler import (
+    ALL_FORBIDDEN,
+    NOT_FINITE,
+    SampledTokens,
+    sample_tokens,
+    uniform_numbers,
+)
 from octavo.scheduling.sequence import Sequence
 
 VOCAB = 50
@@ -37,7 +43,7 @@ def test_min_tokens_forbids_stops(num_outputs: int, forbidden: bool, temperature
     )
     sampled = sample_tokens([own], logits)
     assert sampled.token_ids == [third if forbidden else first]
-    assert sampled.is_finite == [True]
+    assert sampled.faults == [None]
 
 
 def test_min_tokens_of_one_row_leaves_the_others_alone() -> None:
@@ -45,6 +51,95 @@ def test_min_tokens_of_one_row_leaves_the_others_alone() -> None:
     best, next_best = logits[0].topk(2).indices.tolist()
     rows = [sequence(stop_token_ids=[best]), sequence(stop_token_ids=[best], min_tokens=1)]
     assert sample_tokens(rows, logits).token_ids == [best, next_best]
+
+
+def beside_a_plain_row(own: Sequence, logits: Tensor) -> SampledTokens:
+    """Samples `own` between two plain rows, whose tokens must stay what they are."""
+    plain = sequence()
+    best = int(logits.argmax())
+    sampled = sample_tokens([plain, own, plain], logits.expand(3, -1).clone())
+    assert (sampled.token_ids[0], sampled.token_ids[2]) == (best, best)
+    return sampled
+
+
+def test_allowed_token_ids_are_the_only_ones_chosen() -> None:
+    logits = random_logits(1)
+    order = logits[0].argsort(descending=True).tolist()
+    sampled = beside_a_plain_row(sequence(allowed_token_ids=[order[9], order[4]]), logits)
+    assert sampled.token_ids[1] == order[4]
+
+
+def test_logit_bias_is_added() -> None:
+    logits = random_logits(1)
+    order = logits[0].argsort(descending=True).tolist()
+    bias = {str(order[30]): 100, str(order[0]): -100, str(order[3]): -0.5}
+    assert beside_a_plain_row(sequence(logit_bias=bias), logits).token_ids[1] == order[30]
+    del bias[str(order[30])]
+    assert beside_a_plain_row(sequence(logit_bias=bias), logits).token_ids[1] == order[1]
+
+
+@pytest.mark.parametrize(
+    ("output", "is_banned"),
+    [([4, 5, 6], True), ([4, 5], False), ([5, 6, 4], False), ([6], False), ([], False)],
+)
+def test_a_bad_word_ends_nowhere(output: list[int], is_banned: bool) -> None:
+    logits = random_logits(1)
+    best, next_best = logits[0].topk(2).indices.tolist()
+    own = sequence()
+    own.token_ids += output
+    own.bad_words = ((5, 6, best), (49, best))
+    sampled = beside_a_plain_row(own, logits)
+    assert sampled.token_ids[1] == (next_best if is_banned else best)
+
+
+def test_a_bad_word_of_one_token_is_never_chosen() -> None:
+    logits = random_logits(1)
+    best, next_best = logits[0].topk(2).indices.tolist()
+    own = sequence()
+    own.bad_words = ((best,),)
+    assert beside_a_plain_row(own, logits).token_ids[1] == next_best
+
+
+def test_a_bad_word_does_not_begin_in_the_prompt() -> None:
+    logits = random_logits(1)
+    best = int(logits.argmax())
+    own = sequence()
+    own.bad_words = ((own.token_ids[-1], best),)
+    assert beside_a_plain_row(own, logits).token_ids[1] == best
+
+
+def test_no_token_left_is_a_fault_of_that_row_alone() -> None:
+    logits = random_logits(1)
+    own = sequence(allowed_token_ids=[7, 8])
+    own.token_ids += [7]
+    own.bad_words = ((7, 7), (7, 8))
+    assert beside_a_plain_row(own, logits).faults == [None, ALL_FORBIDDEN, None]
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+def test_penalties_count_the_output(name: str) -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 30], logits[0, 31], logits[0, 32] = 2.0, 1.9, 1.8
+    own = sequence(**{name: 2.0 if name == "repetition_penalty" else 0.5})
+    own.token_ids += [30, 31, 31]
+    # Presence takes 0.5 off each, frequency 0.5 and 1.0; repetition halves both.
+    assert beside_a_plain_row(own, logits).token_ids[1] == 32
+    own.token_ids += [32] * 4
+    expected = {"presence_penalty": 30, "frequency_penalty": 30, "repetition_penalty": 30}
+    assert beside_a_plain_row(own, logits).token_ids[1] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts_prompt"),
+    [("presence_penalty", False), ("frequency_penalty", False), ("repetition_penalty", True)],
+)
+def test_only_repetition_counts_the_prompt(name: str, counts_prompt: bool) -> None:
+    own = sequence(**{name: 2.0})
+    logits = torch.zeros(1, VOCAB)
+    in_prompt, elsewhere = own.token_ids[3], 45
+    logits[0, in_prompt], logits[0, elsewhere] = 2.0, 1.5
+    picked = beside_a_plain_row(own, logits).token_ids[1]
+    assert picked == (elsewhere if counts_prompt else in_prompt)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 20])
@@ -84,7 +179,7 @@ def test_logits_that_are_not_finite_are_told(bad: float, params: dict[str, Any])
     expected = sample_tokens(rows, logits.clone())
     logits[1, 4] = bad
     sampled = sample_tokens(rows, logits)
-    assert sampled.is_finite == [True, False, True]
+    assert sampled.faults == [None, NOT_FINITE, None]
     for row in (0, 2):
         assert sampled.token_ids[row] == expected.token_ids[row]
         assert sampled.logprobs[row] == expected.logprobs[row]
@@ -95,7 +190,7 @@ def test_a_logit_of_minus_infinity_is_allowed() -> None:
     best, next_best = logits[0].topk(2).indices.tolist()
     logits[0, best] = -math.inf
     sampled = sample_tokens([sequence()], logits)
-    assert (sampled.token_ids, sampled.is_finite) == ([next_best], [True])
+    assert (sampled.token_ids, sampled.faults) == ([next_best], [None])
 
 
 def test_each_row_has_its_own_parameters() -> None:

@@ -26,22 +26,24 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> list[int]:
     rows = len(logits)
     tokens = kernels.sample(
         logits, torch.full((rows,), temperature), torch.full((rows,), top_k),
-        torch.full((rows,), top_p), uniform,
+        torch.full((rows,), top_p), torch.full((rows,), min_p), uniform,
     )  # fmt: skip
     assert tokens.dtype == torch.int64 and tokens.shape == (rows,)
     return tokens.tolist()
 
 
 def kept_probabilities(
-    logits: list[float], temperature: float, top_k: int, top_p: float
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float = 0.0
 ) -> list[float]:
-    """What is left of the softmax after both cuts, by token id; not normalized."""
+    """What is left of the softmax after the cuts, by token id; not normalized."""
     largest = max(logits)
     weights = [math.exp((value - largest) / temperature) for value in logits]
+    weights = [weight if weight >= min_p else 0.0 for weight in weights]  # the largest is 1
     order = sorted(range(len(logits)), key=lambda token: -weights[token])
     order = order[: top_k if top_k > 0 else len(order)]
     total = math.fsum(weights[token] for token in order)
@@ -56,11 +58,16 @@ def kept_probabilities(
 
 
 def naive_sample(
-    logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float
+    logits: list[float],
+    uniform: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float = 0.0,
 ) -> int:
     if temperature == 0:
         return max(range(len(logits)), key=lambda token: logits[token])
-    kept = kept_probabilities(logits, temperature, top_k, top_p)
+    kept = kept_probabilities(logits, temperature, top_k, top_p, min_p)
     target, cumulative = uniform * math.fsum(kept), 0.0
     for token, weight in enumerate(kept):
         cumulative += weight
@@ -79,6 +86,18 @@ def test_sample_picks_what_a_loop_picks(temperature: float, top_k: int, top_p: f
         for row, number in zip(logits.tolist(), uniform.tolist(), strict=True)
     ]
     assert sample(logits, uniform, temperature, top_k, top_p) == expected
+
+
+@pytest.mark.parametrize("min_p", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (7, 1.0), (0, 0.6), (7, 0.6)])
+def test_sample_cuts_what_is_less_likely_than_min_p(top_k: int, top_p: float, min_p: float) -> None:
+    logits, uniform = random_logits(60), uniforms(60)
+    expected = [
+        naive_sample(row, number, 1.5, top_k, top_p, min_p)
+        for row, number in zip(logits.tolist(), uniform.tolist(), strict=True)
+    ]
+    assert sample(logits, uniform, 1.5, top_k, top_p, min_p) == expected
+    assert expected != sample(logits, uniform, 1.5, top_k, top_p), "nothing was cut"
 
 
 @pytest.mark.parametrize("vocab", [1, 2, 129])
@@ -170,15 +189,17 @@ def test_sample_of_a_row_does_not_depend_on_the_batch() -> None:
     temperature = torch.tensor([0.0, 0.7, 1.0, 3.0] * 6)
     top_k = torch.tensor([0, 3, 0] * 8)
     top_p = torch.tensor([1.0, 1.0, 0.9, 0.5, 1.0, 0.2] * 4)
-    together = kernels.sample(logits, temperature, top_k, top_p, uniform)
+    min_p = torch.tensor([0.0, 0.0, 0.1, 0.0, 0.2, 0.0, 0.0, 0.5] * 3)
+    together = kernels.sample(logits, temperature, top_k, top_p, min_p, uniform)
     for order in (
         torch.arange(rows).flip(0),
         torch.randperm(rows, generator=torch.Generator().manual_seed(0)),
     ):
         for part in order.reshape(4, 6):
             alone = kernels.sample(
-                logits[part], temperature[part], top_k[part], top_p[part], uniform[part]
-            )
+                logits[part], temperature[part], top_k[part], top_p[part], min_p[part],
+                uniform[part],
+            )  # fmt: skip
             assert torch.equal(alone, together[part])
 
 
@@ -196,3 +217,22 @@ def test_sample_keeps_a_row_that_is_not_a_number_from_the_others() -> None:
     picked = sample(logits, uniform, 1.0, 5, 0.9)
     assert picked[:2] + picked[3:] == expected[:2] + expected[3:]
     assert 0 <= picked[2] < VOCAB
+
+
+@pytest.mark.parametrize("repetition", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize(("frequency", "presence"), [(0.0, 0.0), (0.4, -1.0), (-2.0, 2.0)])
+def test_penalize_is_what_a_loop_computes(
+    repetition: float, frequency: float, presence: float
+) -> None:
+    logits = random_logits(1)[0]
+    prompt, output = [3, 3, 8], [8, 5, 5, 40]
+    expected = logits.tolist()
+    for token in {*prompt, *output}:
+        value = expected[token]
+        value = value / repetition if value > 0 else value * repetition
+        count = output.count(token)
+        expected[token] = value - frequency * count - presence * (count > 0)
+    seen = sorted({*prompt, *output})
+    counts = torch.tensor([output.count(token) for token in seen])
+    kernels.penalize(logits, torch.tensor(seen), counts, repetition, frequency, presence)
+    assert logits.tolist() == pytest.approx(expected, rel=1e-6)

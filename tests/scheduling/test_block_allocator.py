@@ -50,7 +50,7 @@ def test_free_asserts_when_a_block_is_free_already() -> None:
 
 
 def test_share_asserts_when_a_block_is_free() -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(KeyError):
         BlockAllocator(2).share([0])
 
 

@@ -1,7 +1,8 @@
 """The scheduler under any order of arrivals, cancels and steps, with a runner that computes
-nothing but knows which sequence's token lies in which slot."""
+nothing but knows which token of which context lies in which slot."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,36 +24,47 @@ STOP_TOKEN = 5
 MAX_STEPS = 1500
 
 
+Content = tuple[str | None, tuple[int, ...]]  # what a slot holds: a token and all before it
+
+
 @dataclass
 class FakeRunner:
-    """Writes who owns each slot, and asserts that every token of a context is still there."""
+    """Writes what each slot holds, and asserts that every token of a context is still there."""
 
     block_size: int
-    slots: dict[int, tuple[int, int]] = field(default_factory=dict)
+    slots: dict[int, Content] = field(default_factory=dict)
     sampled: int = 0
 
     def run(self, plan: StepPlan) -> list[int]:
-        for scheduled in plan:
-            self._store(scheduled)
+        for source, target in plan.block_copies:
+            for offset in range(self.block_size):
+                if (content := self.slots.get(source * self.block_size + offset)) is not None:
+                    self.slots[target * self.block_size + offset] = content
+        written = [slot for scheduled in plan for slot in self._store(scheduled)]
+        assert len(set(written)) == len(written), "two sequences write to one slot"
         for scheduled in plan:
             self._read_context(scheduled)
-        return [self._sample() for scheduled in plan if scheduled.needs_sample]
+        return [self._sample() for _ in plan.takers]
 
     def _slot(self, sequence: Sequence, position: int) -> int:
         block = sequence.block_table[position // self.block_size]
         return block * self.block_size + position % self.block_size
 
-    def _store(self, scheduled: ScheduledSequence) -> None:
+    def _content(self, sequence: Sequence, position: int) -> Content:
+        return sequence.params.tenant, tuple(sequence.token_ids[: position + 1])
+
+    def _store(self, scheduled: ScheduledSequence) -> Iterator[int]:
         sequence = scheduled.sequence
         first = sequence.num_computed_tokens
         for position in range(first, first + scheduled.num_tokens):
-            self.slots[self._slot(sequence, position)] = (sequence.request_id, position)
+            slot = self._slot(sequence, position)
+            self.slots[slot] = self._content(sequence, position)
+            yield slot
 
     def _read_context(self, scheduled: ScheduledSequence) -> None:
         sequence = scheduled.sequence
         for position in range(sequence.num_computed_tokens + scheduled.num_tokens):
-            owner = self.slots[self._slot(sequence, position)]
-            assert owner == (sequence.request_id, position)
+            assert self.slots[self._slot(sequence, position)] == self._content(sequence, position)
 
     def _sample(self) -> int:
         self.sampled += 1
@@ -68,6 +80,7 @@ class Scheduling(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         spare_budget=st.integers(0, 12),
         watermark_ratio=st.sampled_from([0.0, 0.3]),
+        enable_prefix_caching=st.booleans(),
     )
     def start(
         self,
@@ -76,6 +89,7 @@ class Scheduling(RuleBasedStateMachine):
         max_num_seqs: int,
         spare_budget: int,
         watermark_ratio: float,
+        enable_prefix_caching: bool,
     ) -> None:
         self.scheduler = Scheduler(
             num_blocks=num_blocks,
@@ -83,11 +97,13 @@ class Scheduling(RuleBasedStateMachine):
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_seqs + spare_budget,
             watermark_ratio=watermark_ratio,
+            enable_prefix_caching=enable_prefix_caching,
         )
         self.runner = FakeRunner(block_size)
         self.max_len = num_blocks * block_size
         self.added: list[Sequence] = []
-        self.ended: list[int] = []
+        self.everyone: list[Sequence] = []  # with the forks of those added
+        self.ended: list[tuple[int, int]] = []
 
     @rule(data=st.data(), count=st.integers(1, 4))
     def add(self, data: st.DataObject, count: int) -> None:
@@ -102,19 +118,23 @@ class Scheduling(RuleBasedStateMachine):
                 arrival_s=data.draw(st.sampled_from([0.0, 1.0, 2.0])),
                 priority=data.draw(st.integers(1, 3)),
                 stop_token_ids=data.draw(st.sampled_from([[], [STOP_TOKEN]])),
+                n=data.draw(st.integers(1, self.scheduler.max_num_seqs)),
+                tenant=data.draw(st.sampled_from([None, "a"])),
+                cache=data.draw(st.sampled_from([True, True, False])),
             )
             self.added.append(sequence)
+            self.everyone += [sequence, *sequence.forks]
             self.scheduler.add(sequence)
         self.scheduler.check_integrity()
 
-    @precondition(lambda self: len(self.ended) < len(self.added))
+    @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        live = [s for s in self.added if s.status is not SequenceStatus.FINISHED]
-        sequence = data.draw(st.sampled_from(live))
+        sequence = data.draw(st.sampled_from([*self.scheduler.waiting, *self.scheduler.running]))
+        gone = [sequence, *sequence.forks]
         self.scheduler.finish(sequence)
-        self.ended.append(sequence.request_id)
-        assert not sequence.block_table
+        self.ended += [(s.request_id, s.index) for s in gone]
+        assert all(s.status is SequenceStatus.FINISHED and not s.block_table for s in gone)
         self.scheduler.check_integrity()
 
     @precondition(lambda self: self.scheduler.has_work)
@@ -131,7 +151,11 @@ class Scheduling(RuleBasedStateMachine):
         self.check_plan(plan)
         self.check_queues(was_running, was_waiting)
         outputs = self.scheduler.update(plan, self.runner.run(plan))
-        self.ended += [s.request_id for s, _, reason in outputs if reason is not None]
+        self.ended += [(s.request_id, s.index) for s, _, reason in outputs if reason is not None]
+        counters = self.scheduler.counters
+        self.seen["copied"] += counters.copied_blocks
+        self.seen["found"] += counters.prefix_hit_tokens
+        self.seen["evicted"] += self.scheduler.allocator.num_evictions
         self.scheduler.check_integrity()
 
     def check_plan(self, plan: StepPlan) -> None:
@@ -139,7 +163,8 @@ class Scheduling(RuleBasedStateMachine):
         assert sum(s.num_tokens for s in plan) <= self.scheduler.max_num_batched_tokens
         planned = [scheduled.sequence for scheduled in plan]
         assert len(set(map(id, planned))) == len(planned), "a sequence is planned twice"
-        decoding = [s for s in self.scheduler.running if s.is_decoding]
+        resumed = [s.sequence for s in plan.prefills]  # its last token may be all that is missing
+        decoding = [s for s in self.scheduler.running if s.is_decoding and s not in resumed]
         assert planned[: len(plan.decodes)] == decoding, "every decode runs, and they run first"
         assert all(scheduled.num_tokens == 1 for scheduled in plan.decodes)
         for scheduled in plan.prefills:
@@ -171,7 +196,8 @@ class Scheduling(RuleBasedStateMachine):
                 break
             self.step()
         assert not self.scheduler.has_work, "a deadlock or a livelock"
-        assert sorted(self.ended) == [s.request_id for s in self.added], "not one end for each"
+        everyone = [(s.request_id, s.index) for s in self.everyone]
+        assert sorted(self.ended) == everyone, "not one end for each"
         assert self.scheduler.allocator.num_used == 0
 
 
@@ -187,5 +213,5 @@ def test_scheduler_keeps_its_rules() -> None:
             database=None,
         ),
     )
-    kinds = ("preempted", "preempted in prefill", "overtaking")
+    kinds = ("preempted", "preempted in prefill", "overtaking", "copied", "found", "evicted")
     assert all(Scheduling.seen[kind] > 0 for kind in kinds), Scheduling.seen

@@ -52,7 +52,11 @@ class ForwardBatch:
         positions = np.arange(query_start[-1]) - query_start[rows] + first[rows]
         blocks = block_tables[rows, positions // block_size]
         slot_mapping = blocks * block_size + positions % block_size
-        samples = [query_start[row + 1] - 1 for row, s in enumerate(scheduled) if s.needs_sample]
+        samples = [
+            index
+            for row, s in enumerate(scheduled)
+            for index in range(query_start[row + 1] - s.num_logits, query_start[row + 1])
+        ]
 
         def tensor(array: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(array).to(device)

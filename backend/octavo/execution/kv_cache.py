@@ -35,6 +35,13 @@ class KVCache:
             torch.zeros(shape, dtype=dtype, device=device),
         )
 
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copies whole blocks, (from, to), in all layers. All are read before any is written."""
+        if copies:
+            sources, targets = zip(*copies, strict=True)
+            for cache in (self.keys, self.values):
+                cache[:, list(targets)] = cache[:, list(sources)]
+
     @property
     def num_blocks(self) -> int:
         return self.keys.shape[1]

@@ -11,7 +11,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.forward_batch import ForwardBatch
 from octavo.execution.kv_cache import KVCache
-from octavo.execution.sampler import NOTHING_SAMPLED, SampledTokens, sample_tokens
+from octavo.execution.sampler import SampledTokens, sample_plan
 from octavo.models.decoder import Decoder
 from octavo.models.model_config import ModelConfig, read_model_config
 from octavo.scheduling.sequence import StepPlan
@@ -60,10 +60,9 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> SampledTokens:
         """Computes the planned tokens and samples where a sequence needs its next one."""
+        self.kv_cache.copy_blocks(plan.block_copies)
         batch = ForwardBatch.from_plan(plan, self.kv_cache.block_size, self.device)
-        logits = self.model.forward(batch, self.kv_cache)
-        sequences = [s.sequence for s in plan if s.needs_sample]
-        return sample_tokens(sequences, logits) if sequences else NOTHING_SAMPLED
+        return sample_plan(plan, self.model.forward(batch, self.kv_cache))
 
 
 def _checkpoint_folder(model: Path) -> Path:

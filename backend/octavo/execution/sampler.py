@@ -9,54 +9,82 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo import kernels
-from octavo.scheduling.sequence import Sequence
+from octavo.execution.logprobs import TokenLogprobs, token_logprobs
+from octavo.scheduling.sequence import ScheduledSequence, Sequence, StepPlan
+
+NOT_FINITE = "the model's logits are not finite"
+ALL_FORBIDDEN = "no token is left by allowed_token_ids, bad_words and min_tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Natural logarithms of the model's own probabilities, before temperature and cuts.
+class PromptLogprobs:
+    """Of a chunk of one sequence's prompt: `tokens[i]` belongs to prompt token `first` + i."""
 
-    `rank` 1 is the most likely token; `top` has (token id, log probability), best first.
-    """
-
-    logprob: float
-    rank: int
-    top: tuple[tuple[int, float], ...]
+    sequence: Sequence
+    first: int
+    tokens: list[TokenLogprobs]
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """One entry for each sequence that needed a token. `is_finite` is false where the logits
-    were not, so that the token means nothing."""
+    """One entry for each taker of the plan. `faults` says why a token means nothing."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
-    is_finite: list[bool]
+    faults: list[str | None]
+    prompts: list[PromptLogprobs]
 
 
-NOTHING_SAMPLED = SampledTokens([], [], [])
+def sample_plan(plan: StepPlan, logits: Tensor) -> SampledTokens:
+    """The next token of each taker. logits [N, V] float32 of the plan's `num_logits` tokens, in
+    its order; may be changed."""
+    rows: list[int] = []  # of each taker's logits
+    prompts: list[PromptLogprobs] = []
+    end = 0
+    for scheduled in plan:
+        begin, end = end, end + scheduled.num_logits
+        rows += [end - 1] * len(scheduled.takers)
+        if scheduled.sequence.wants_prompt_logprobs:
+            prompts.append(_prompt_logprobs(scheduled, logits[begin:end]))
+    takers = plan.takers
+    if not takers:
+        return SampledTokens([], [], [], prompts)
+    own = logits if rows == list(range(len(logits))) else logits[rows]
+    return sample_tokens(takers, own, prompts)
 
 
-def sample_tokens(sequences: Rows[Sequence], logits: Tensor) -> SampledTokens:
+def sample_tokens(
+    sequences: Rows[Sequence], logits: Tensor, prompts: Rows[PromptLogprobs] = ()
+) -> SampledTokens:
     """The next token of each sequence. logits [S, V] float32; may be changed."""
-    raw = _rows_with_logprobs(sequences, logits)
-    _forbid_early_stops(sequences, logits)
+    asking = [row for row, s in enumerate(sequences) if s.params.logprobs is not None]
+    raw = logits[asking]
+    faults: list[str | None] = [
+        None if is_finite else NOT_FINITE for is_finite in logits.amax(-1).isfinite().tolist()
+    ]
+    if _restrict(sequences, logits):
+        for row, best in enumerate(logits.amax(-1).tolist()):
+            if best == -torch.inf and faults[row] is None:
+                faults[row] = ALL_FORBIDDEN
+    _penalize(sequences, logits)
     params = [sequence.params for sequence in sequences]
     token_ids = kernels.sample(
         logits,
         torch.tensor([p.temperature for p in params], dtype=torch.float32),
         torch.tensor([p.top_k for p in params], dtype=torch.int64),
         torch.tensor([p.top_p for p in params], dtype=torch.float32),
+        torch.tensor([p.min_p for p in params], dtype=torch.float32),
         torch.from_numpy(
             uniform_numbers([p.seed or 0 for p in params], [s.num_output_tokens for s in sequences])
         ),
-    )
+    ).tolist()
     logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
-    for row, row_logits in raw.items():
-        logprobs[row] = _token_logprobs(
-            row_logits, int(token_ids[row]), sequences[row].params.logprobs or 0
-        )
-    return SampledTokens(token_ids.tolist(), logprobs, logits.amax(-1).isfinite().tolist())
+    if asking:
+        chosen = [token_ids[row] for row in asking]
+        counts = [params[row].logprobs or 0 for row in asking]
+        for row, entry in zip(asking, token_logprobs(raw, chosen, counts), strict=True):
+            logprobs[row] = entry
+    return SampledTokens(token_ids, logprobs, faults, list(prompts))
 
 
 def uniform_numbers(seeds: Rows[int], indices: Rows[int]) -> NDArray[np.float64]:
@@ -75,29 +103,63 @@ def uniform_numbers(seeds: Rows[int], indices: Rows[int]) -> NDArray[np.float64]
     return (state >> np.uint64(32)) / 2.0**32
 
 
-def _rows_with_logprobs(sequences: Rows[Sequence], logits: Tensor) -> dict[int, Tensor]:
-    return {
-        row: logits[row].clone()
-        for row, sequence in enumerate(sequences)
-        if sequence.params.logprobs is not None
-    }
+def _prompt_logprobs(scheduled: ScheduledSequence, logits: Tensor) -> PromptLogprobs:
+    """logits [num_tokens, V]: those of a token tell about the one after it."""
+    sequence = scheduled.sequence
+    first = sequence.num_computed_tokens + 1
+    known = sequence.token_ids[first : first + scheduled.num_tokens]
+    if not known:
+        return PromptLogprobs(sequence, first, [])
+    counts = [sequence.params.prompt_logprobs or 0] * len(known)
+    return PromptLogprobs(sequence, first, token_logprobs(logits[: len(known)], known, counts))
 
 
-def _forbid_early_stops(sequences: Rows[Sequence], logits: Tensor) -> None:
+def _restrict(sequences: Rows[Sequence], logits: Tensor) -> bool:
+    """Sets the logits of tokens that must not be chosen to −∞, in place. False if no sequence
+    restricts anything."""
+    restricts = False
     for row, sequence in enumerate(sequences):
-        if sequence.num_output_tokens < sequence.params.min_tokens and sequence.stop_token_ids:
-            logits[row, list(sequence.stop_token_ids)] = -torch.inf
+        allowed, forbidden = sequence.params.allowed_token_ids, _forbidden(sequence)
+        if allowed is not None:
+            kept = logits[row, list(allowed)]
+            logits[row] = -torch.inf
+            logits[row, list(allowed)] = kept
+        if forbidden:
+            logits[row, forbidden] = -torch.inf
+        restricts |= allowed is not None or bool(forbidden)
+    return restricts
 
 
-def _token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """Of equal tokens the one with the smaller id comes first, so that ranks are distinct."""
-    logprobs = logits.log_softmax(-1)
-    chosen = logprobs[token_id]
-    num_before = (logprobs > chosen).sum() + (logprobs[:token_id] == chosen).sum()
-    top: tuple[tuple[int, float], ...] = ()
-    if count > 0:
-        least = logprobs.topk(min(count, len(logprobs))).values[-1]
-        ids = (logprobs >= least).nonzero().squeeze(1)  # ascending; the sort keeps ties so
-        values, order = logprobs[ids].sort(stable=True, descending=True)
-        top = tuple(zip(ids[order].tolist(), values.tolist(), strict=True))[:count]
-    return TokenLogprobs(logprob=float(chosen), rank=int(num_before) + 1, top=top)
+def _forbidden(sequence: Sequence) -> list[int]:
+    """Ends before min_tokens, and the last token of a bad word whose others were just put out."""
+    forbidden: list[int] = []
+    num_output = sequence.num_output_tokens
+    if num_output < sequence.params.min_tokens:
+        forbidden += sequence.stop_token_ids
+    for word in sequence.bad_words:
+        length = len(word) - 1
+        if (
+            length <= num_output
+            and tuple(sequence.token_ids[-length:] if length else ()) == word[:-1]
+        ):
+            forbidden.append(word[-1])
+    return forbidden
+
+
+def _penalize(sequences: Rows[Sequence], logits: Tensor) -> None:
+    """Adds each sequence's bias and takes off its penalties, in place."""
+    for row, sequence in enumerate(sequences):
+        params = sequence.params
+        if params.logit_bias:
+            ids = list(params.logit_bias)
+            logits[row, ids] += torch.tensor(list(params.logit_bias.values()))
+        if params.has_penalties:
+            seen, count = np.unique(sequence.token_ids, return_counts=True)
+            num_prompt = sequence.num_prompt_tokens
+            output, times = np.unique(sequence.token_ids[num_prompt:], return_counts=True)
+            count[:] = 0
+            count[np.searchsorted(seen, output)] = times
+            kernels.penalize(
+                logits[row], torch.from_numpy(seen), torch.from_numpy(count),
+                params.repetition_penalty, params.frequency_penalty, params.presence_penalty,
+            )  # fmt: skip

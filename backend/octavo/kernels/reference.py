@@ -133,15 +133,41 @@ def _padded_attention(
     return unfolded.permute(0, 3, 1, 2, 4).reshape(sequences, width, heads, dim)
 
 
+def penalize(
+    logits: Tensor,
+    token_ids: Tensor,
+    counts: Tensor,
+    repetition: float,
+    frequency: float,
+    presence: float,
+) -> None:
+    """Makes tokens that have come before less likely: logits [V] of one sequence, in place.
+
+    token_ids [K] int64: the distinct tokens of prompt and output; counts [K] int64: how often
+    each is in the output. First repetition (Keskar et al., 2019, arXiv:1909.05858): a positive
+    logit is divided by it, another one multiplied. Then logit − frequency · count − presence ·
+    (count > 0), as in OpenAI's API.
+    """
+    seen = logits[token_ids]
+    seen = torch.where(seen > 0, seen / repetition, seen * repetition)
+    logits[token_ids] = seen - frequency * counts - presence * (counts > 0)
+
+
 def sample(
-    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
 ) -> Tensor:
     """One token for each row of logits [S, V] float32 → [S] int64.
 
-    temperature [S]: 0 takes the most likely token. top_k [S] int64: 0 or less is off. top_p [S]:
-    the smallest set of most likely tokens whose probability reaches it; 1 is off. uniform [S]
-    in [0, 1) float64 picks by the inverse of the cumulative distribution, so that a row's token
-    depends on its own logits and number alone, whatever the batch.
+    temperature [S]: 0 takes the most likely token. min_p [S]: tokens less likely than that share
+    of the most likely one's probability are cut; 0 is off. top_k [S] int64: 0 or less is off.
+    top_p [S]: the smallest set of most likely tokens whose probability reaches it; 1 is off.
+    uniform [S] in [0, 1) float64 picks by the inverse of the cumulative distribution, so that a
+    row's token depends on its own logits and number alone, whatever the batch.
     """
     tokens = logits.argmax(-1)
     warm = (temperature > 0).nonzero().squeeze(1)
@@ -151,7 +177,9 @@ def sample(
     warm_logits = logits[warm]
     warm_logits = warm_logits - warm_logits.amax(-1, keepdim=True)
     probs = (warm_logits / temperature[warm, None]).softmax(-1)
-    top_k, top_p = top_k[warm], top_p[warm]
+    top_k, top_p, min_p = top_k[warm], top_p[warm], min_p[warm]
+    if bool((min_p > 0).any()):
+        probs = probs.masked_fill(probs < min_p[:, None] * probs.amax(-1, keepdim=True), 0)
     cut = ((top_k > 0) | (top_p < 1)).nonzero().squeeze(1)
     if len(cut) > 0:
         probs[cut] = _cut_tail(probs[cut], top_k[cut], top_p[cut])

@@ -1,9 +1,11 @@
 """A sequence: one request's tokens, its blocks, and how far it has been computed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
+
+from octavo.scheduling.block_allocator import BlockKey, chain_key, root_key
 
 if TYPE_CHECKING:
     from octavo.sampling_params import SamplingParams
@@ -26,7 +28,11 @@ class SequenceStatus(Enum):
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`token_ids` holds prompt and output; the first `num_computed_tokens` have their keys and
-    values in the blocks of `block_table`. Preemption by recompute sets that count back to 0."""
+    values in the blocks of `block_table`. Preemption by recompute sets that count back to 0.
+
+    A request for n sequences begins as one with n − 1 `forks`, which wait for its prompt: once
+    that is computed they share its blocks and go their own ways.
+    """
 
     request_id: int
     token_ids: list[int]
@@ -34,14 +40,28 @@ class Sequence:
     arrival_s: float
     max_len: int  # prompt and output together
     stop_token_ids: frozenset[int] = frozenset()  # end of sequence included, unless ignored
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    index: int = 0  # among the n of its request
+    forks: "list[Sequence]" = field(default_factory=list)
     num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     status: SequenceStatus = SequenceStatus.WAITING
     num_preemptions: int = 0
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache when it first ran
+    block_keys: list[BlockKey] = field(default_factory=list)  # of its full blocks, as far as known
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+
+    def add_fork(self, params: "SamplingParams") -> None:
+        """One more sequence of the request, to begin with this one's prompt."""
+        self.forks.append(
+            replace(
+                self, token_ids=list(self.token_ids), params=params, index=len(self.forks) + 1,
+                block_table=[], block_keys=[], forks=[],
+            )
+        )  # fmt: skip
 
     @property
     def is_running(self) -> bool:
@@ -61,9 +81,26 @@ class Sequence:
         return self.num_pending_tokens == 1 and self.num_output_tokens > 0
 
     @property
-    def order(self) -> tuple[int, float, int]:
+    def num_places(self) -> int:
+        """Sequences that it is, or will be once its prompt is computed."""
+        return 1 + len(self.forks)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.params.prompt_logprobs is not None and self.num_output_tokens == 0
+
+    @property
+    def order(self) -> tuple[int, float, int, int]:
         """Who goes first: priority, then arrival. A preempted sequence keeps its place."""
-        return (self.params.priority, self.arrival_s, self.request_id)
+        return (self.params.priority, self.arrival_s, self.request_id, self.index)
+
+    def keys_of_full_blocks(self, num_tokens: int, block_size: int) -> list[BlockKey]:
+        """Keys of the blocks that the first `num_tokens` tokens fill."""
+        for index in range(len(self.block_keys), num_tokens // block_size):
+            parent = self.block_keys[-1] if index else root_key(self.params.tenant or "")
+            tokens = self.token_ids[index * block_size : (index + 1) * block_size]
+            self.block_keys.append(chain_key(parent, tokens))
+        return self.block_keys[: num_tokens // block_size]
 
     def finish_reason_after(self, token_id: int) -> FinishReason | None:
         """Why the sequence ends now that `token_id` is its last token, if it does."""
@@ -86,13 +123,29 @@ class ScheduledSequence:
         """The step reaches the last known token, so its logits give the next one."""
         return self.num_tokens == self.sequence.num_pending_tokens
 
+    @property
+    def num_logits(self) -> int:
+        """How many of its last tokens' logits are wanted."""
+        if self.sequence.wants_prompt_logprobs:
+            return self.num_tokens
+        return int(self.needs_sample)
+
+    @property
+    def takers(self) -> list[Sequence]:
+        """Who gets a token of this step: with the end of a prompt all that begin with it."""
+        if not self.needs_sample:
+            return []
+        return [self.sequence, *self.sequence.forks]
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes: decodes first, then chunks of prompts."""
+    """What one step computes: decodes first, then chunks of prompts. Before that, the contents of
+    the `block_copies`, (from, to), are copied: blocks that were shared and are now written to."""
 
     decodes: list[ScheduledSequence]
     prefills: list[ScheduledSequence]
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[ScheduledSequence]:
         yield from self.decodes
@@ -100,6 +153,11 @@ class StepPlan:
 
     def __len__(self) -> int:
         return len(self.decodes) + len(self.prefills)
+
+    @property
+    def takers(self) -> list[Sequence]:
+        """Who gets a token of this step, in the order of its logits."""
+        return [taker for scheduled in self for taker in scheduled.takers]
 
     @property
     def num_prefill_tokens(self) -> int:
