@@ -19,7 +19,14 @@ from factories import (
     submit,
 )
 from octavo.engine import GenerationRequest
-from octavo.stats import LATENCY_BUCKETS_S, EngineGauges, Histogram, RequestStats
+from octavo.stats import (
+    LATENCY_BUCKETS_S,
+    MAX_TENANTS,
+    OTHER_TENANTS,
+    EngineGauges,
+    Histogram,
+    RequestStats,
+)
 
 
 def test_histogram_counts_up_to_and_with_each_bound() -> None:
@@ -58,15 +65,26 @@ def test_request_stats() -> None:
     stats.observe_output(0.4, is_first=True)
     stats.observe_output(0.02, is_first=False)
     stats.observe_output(0.03, is_first=False)
-    stats.observe_finish("stop", 0.45, 0.025, 3, is_good=True)
-    stats.observe_finish("length", 0.1, None, 1, is_good=True)
-    stats.observe_finish("stop", 9.0, 3.0, 4, is_good=False)
+    stats.observe_finish("stop", "", 10, 3, 0.45, 0.025, is_good=True)
+    stats.observe_finish("length", "acme", 20, 1, 0.1, None, is_good=True)
+    stats.observe_finish("stop", "acme", 30, 4, 9.0, 3.0, is_good=False)
+    assert stats.tenants == {"": (10, 3), "acme": (50, 5)}
     assert dict(stats.finished) == {"stop": 2, "length": 1}
     assert (stats.invalid, stats.good_requests, stats.good_tokens) == (1, 2, 4)
     counts = [h.count for h in (stats.ttft_s, stats.itl_s, stats.tpot_s, stats.e2e_s)]
     assert counts == [1, 2, 2, 3]
     assert stats.itl_s.sum == pytest.approx(0.05)
     assert stats.e2e_s.sum == pytest.approx(9.55)
+
+
+def test_request_stats_name_a_bounded_number_of_tenants() -> None:
+    stats = RequestStats()
+    for number in range(MAX_TENANTS + 5):
+        stats.observe_finish("stop", f"t{number}", 1, 2, 1.0, 0.1, is_good=True)
+    stats.observe_finish("stop", "t0", 1, 2, 1.0, 0.1, is_good=True)
+    assert len(stats.tenants) == MAX_TENANTS + 1
+    assert stats.tenants["t0"] == (2, 4)
+    assert stats.tenants[OTHER_TENANTS] == (5, 10)
 
 
 def test_request_stats_lose_nothing_between_threads() -> None:
@@ -76,7 +94,7 @@ def test_request_stats_lose_nothing_between_threads() -> None:
         for _ in range(2000):
             stats.count_invalid()
             stats.observe_output(0.01, is_first=False)
-            stats.observe_finish("stop", 1.0, 0.1, 2, is_good=True)
+            stats.observe_finish("stop", "", 1, 2, 1.0, 0.1, is_good=True)
 
     writers = [threading.Thread(target=write) for _ in range(4)]
     for writer in writers:
@@ -142,11 +160,12 @@ def test_gauges_follow_each_step(toy_folder: Path) -> None:
         submit(engine, [5] * 10, greedy(3))
     step_checked(engine)
     # 10 and 6 tokens are computed; both have the 3 blocks of their whole prompt.
-    assert engine.gauges == EngineGauges(2, 1, 6, 50, 1 - 16 / 24)
+    assert engine.gauges == EngineGauges(2, 1, 6, 0, 50, 8 / 24)
     step_checked(engine)
-    assert engine.gauges == EngineGauges(2, 1, 6, 50, 1 - 21 / 24)
+    assert engine.gauges == EngineGauges(2, 1, 6, 0, 50, 3 / 24)
     run_to_end(engine)
-    assert engine.gauges == EngineGauges(total_blocks=50)
+    # The three are equal: of each the 3 full blocks, found by those that come after.
+    assert engine.gauges == EngineGauges(cached_blocks=3, total_blocks=50)
 
 
 def test_gauges_are_zero_after_a_cancel(toy_folder: Path) -> None:
@@ -156,4 +175,4 @@ def test_gauges_are_zero_after_a_cancel(toy_folder: Path) -> None:
     assert engine.gauges.used_blocks == 3
     engine.cancel(recorder.request_id)
     assert not step_checked(engine)
-    assert engine.gauges == EngineGauges(total_blocks=50)
+    assert engine.gauges == EngineGauges(cached_blocks=2, total_blocks=50)

@@ -57,9 +57,14 @@ class EngineGauges:
     num_running: int = 0
     num_waiting: int = 0
     used_blocks: int = 0
+    cached_blocks: int = 0  # free, with a content that may be found again
     total_blocks: int = 0
     # Share of the slots of used blocks that hold no token.
     fragmentation_ratio: float = 0.0
+
+
+MAX_TENANTS = 32  # with labels of their own; requests of further ones count as OTHER_TENANTS
+OTHER_TENANTS = "other"
 
 
 class RequestStats:
@@ -72,6 +77,7 @@ class RequestStats:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.finished: Counter[str] = Counter()  # by finish reason
+        self.tenants: dict[str, tuple[int, int]] = {}  # prompt and output tokens; "" names nobody
         self.invalid = 0
         self.good_requests = 0
         self.good_tokens = 0
@@ -89,10 +95,22 @@ class RequestStats:
             (self.ttft_s if is_first else self.itl_s).observe(gap_s)
 
     def observe_finish(
-        self, reason: str, e2e_s: float, tpot_s: float | None, num_tokens: int, *, is_good: bool
+        self,
+        reason: str,
+        tenant: str,
+        num_prompt_tokens: int,
+        num_tokens: int,
+        e2e_s: float,
+        tpot_s: float | None,
+        *,
+        is_good: bool,
     ) -> None:
         with self._lock:
             self.finished[reason] += 1
+            if tenant not in self.tenants and len(self.tenants) >= MAX_TENANTS:
+                tenant = OTHER_TENANTS
+            prompt, output = self.tenants.get(tenant, (0, 0))
+            self.tenants[tenant] = prompt + num_prompt_tokens, output + num_tokens
             self.e2e_s.observe(e2e_s)
             if tpot_s is not None:
                 self.tpot_s.observe(tpot_s)

@@ -1,5 +1,6 @@
 """What the metrics say after requests whose every token is known."""
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 import triton_python_backend_utils as pb_utils
 
-from octavo.serving.metrics import _HELP, collect
+from octavo.serving.metric_table import METRICS
+from octavo.serving.metrics import collect
 from octavo.stats import LATENCY_BUCKETS_S
 from tests.serving.checkpoints import SCRIPT
 from tests.serving.harness import GREEDY, Served, StepGate, request, wait_until
@@ -16,7 +18,7 @@ Serve = Callable[..., Served]
 
 # So long that only what is meant to misses them.
 EASY_SLO = {"slo.ttft_s": 60, "slo.tpot_s": 60}
-HISTOGRAMS = [name for name in _HELP if name.endswith("_seconds")]
+HISTOGRAMS = [metric.name for metric in METRICS if metric.kind == "histogram"]
 
 
 def value(name: str, **labels: str) -> float:
@@ -36,7 +38,7 @@ def test_metrics_tell_exactly_what_happened(serve: Serve, scripted_folder: Path)
     until_end = len(SCRIPT.split("b")[1].encode()) + 1
     assert ends.text == "Xb" + SCRIPT.split("b")[1]
     served.ask("A", sampling={**GREEDY, "max_tokens": 4, "stop": "DE"})  # in the last token
-    for bad in ({"n": 7}, {"max_tokens": 999}, {"x": 1}):
+    for bad in ({"n": 0}, {"max_tokens": 999}, {"x": 1}):
         served.ask("A", sampling=bad)
     gate = StepGate(served)
     cancelled = request("A", sampling=GREEDY)
@@ -171,14 +173,19 @@ def test_metrics_of_all_names_and_labels_are_there_from_the_start(
     created = {family.name: family for family in pb_utils.MetricFamily.created}
     assert len(created) == len(pb_utils.MetricFamily.created)
     histograms = {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")}
-    # Requests by finish reason begin with the first that has finished.
-    assert set(created) == {*_HELP, *histograms} - {*HISTOGRAMS, "octavo_requests_total"}
+    # These begin with the first request that has ended.
+    later = {metric.name for metric in METRICS if {"finish_reason", "tenant"} & {*metric.labels}}
+    assert set(created) == {*(metric.name for metric in METRICS), *histograms} - {
+        *HISTOGRAMS, *later,
+    }  # fmt: skip
     served.ask("A", sampling=GREEDY)
     served.flush_metrics()
-    for name, kind, labels, _ in collect(served.engine, served.model._stats):
+    for name, kind, labels, _ in collect(served.engine, served.stats):
         assert name.startswith("octavo_")
         family = {f.name: f for f in pb_utils.MetricFamily.created}[name]
         assert family.kind == kind.upper()
+        (listed,) = [m for m in METRICS if m.name == re.sub("_(bucket|sum|count)$", "", name)]
+        assert tuple(labels) == (("le",) if name.endswith("_bucket") else listed.labels)
         assert frozenset({"model": "llm", "version": "1", **labels}.items()) in family.metrics
 
 
@@ -197,7 +204,7 @@ def test_metrics_count_requests_that_meet_the_slo(
     served = serve(scripted_folder, **{**EASY_SLO, **slo})
     for max_tokens in (1, 20):
         served.ask("A", stream=True, sampling={**GREEDY, "max_tokens": max_tokens})
-    served.ask("A", sampling={"n": 9})
+    served.ask("A", sampling={"n": 0})
     served.finalize()
     assert value("octavo_good_requests_total") == good_requests
     assert value("octavo_good_tokens_total") == good_tokens
@@ -219,7 +226,7 @@ def test_metrics_count_preemptions(serve: Serve, random_folder: Path) -> None:
     assert recomputed == counters.recomputed_tokens > counters.preemptions
     assert value("octavo_generation_tokens_total") == 4 * 24
     assert value("octavo_prompt_tokens_total") == sum(
-        len(served.model._tokenizer.encode("la" * 4)) for _ in asked
+        len(served.tokenizer.encode("la" * 4)) for _ in asked
     )
 
 

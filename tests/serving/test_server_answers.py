@@ -10,6 +10,7 @@ import pytest
 
 from octavo.sampling_params import SamplingParams
 from octavo.serving import wire
+from octavo.serving.incoming import copy_request
 from tests.serving.checkpoints import SCRIPT, byte_level_tokenizer
 from tests.serving.harness import ALL_OUTPUTS, GREEDY, Served, all_flags, ask_in_pieces, request
 
@@ -87,6 +88,8 @@ def test_server_shapes_outputs_by_the_form(
         wire.NUM_INPUT_TOKENS: ((*first, 1), np.uint32),
         wire.NUM_OUTPUT_TOKENS: ((*first, 1), np.uint32),
         wire.TOKEN_IDS: ((*first, 5), np.int32),
+        wire.PROMPT_LOGPROBS: ((*first, 1), np.object_),
+        wire.CACHED_TOKENS: ((*first, 1), np.uint32),
     }
     assert chunk[wire.TEXT_OUTPUT].reshape(-1)[0] == b"ABCDEF"
 
@@ -201,7 +204,8 @@ def test_server_ignores_request_parameters_when_the_json_is_present(scripted: Se
 def test_server_uses_defaults_without_sampling_parameters(
     scripted: Served, sampling: str | None
 ) -> None:
-    read = scripted.model._reader.read(request("A", sampling=sampling).triton)
+    triton = request("A", sampling=sampling).triton
+    read = scripted.reader.read(copy_request(triton, batched=True, unary=False))
     assert read.params == SamplingParams() and read.params.max_tokens == 16
 
 

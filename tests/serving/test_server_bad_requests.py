@@ -205,9 +205,9 @@ def test_server_names_the_bad_message(served: Served, message: object, expected:
 
 
 def test_server_counts_refused_requests_apart(served: Served) -> None:
-    before = served.model._stats.invalid
-    finished = served.model._stats.finished.total()
+    before = served.stats.invalid
+    finished = served.stats.finished.total()
     served.ask("")
     served.ask("A", sampling={"max_tokens": 10**6})  # refused by the engine
-    assert served.model._stats.invalid == before + 2
-    assert served.model._stats.finished.total() == finished
+    assert served.stats.invalid == before + 2
+    assert served.stats.finished.total() == finished

@@ -103,7 +103,7 @@ def test_server_ends_a_cancelled_request_that_waits_to_be_admitted(
     gate.open()
     thread.join()
     assert running.wait().text == patient.wait().text == "ABCDEFGHIJKLMNOPQ"
-    assert served.model._stats.finished == {"length": 2, "cancelled": 1}
+    assert served.stats.finished == {"length": 2, "cancelled": 1}
 
 
 def test_server_asks_about_live_requests_only(serve: Serve, scripted_folder: Path) -> None:
@@ -129,14 +129,14 @@ def test_server_sends_no_text_once_the_client_has_left(serve: Serve, scripted_fo
     served.execute(asked)
     gate.wait()
     (reply,) = served.model._responder._live.values()
-    push = reply._detokenizer.push
+    push = reply._choices[0]._detokenizer.push
 
     def leave_and_push(token_id: int) -> str:
         asked.sender.cancelled = True
         assert reply.is_cancelled() or asked.sender.finished.is_set()
         return push(token_id)
 
-    reply._detokenizer.push = leave_and_push
+    reply._choices[0]._detokenizer.push = leave_and_push
     gate.open()
     assert asked.wait().error == CANCELLED
     assert len(asked.sender.responses) == 1

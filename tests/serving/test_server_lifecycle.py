@@ -153,7 +153,7 @@ def test_server_answers_everybody_when_the_engine_fails(
     assert served.ask("A").error == ("UNAVAILABLE", failure)
     served.flush_metrics()
     assert engine_up() == 0
-    assert served.model._stats.finished == {"error": 3}
+    assert served.stats.finished == {"error": 3}
 
 
 def boom() -> None:
@@ -178,7 +178,7 @@ def test_server_serves_the_neighbours_of_a_request_that_cannot_be_answered(
 
 def test_server_ends_a_request_that_cannot_be_decoded(serve: Serve, scripted_folder: Path) -> None:
     served = serve(scripted_folder, sender_threads=1)
-    tokenizer = served.model._tokenizer
+    tokenizer = served.tokenizer
     decode = tokenizer.decode
 
     def fragile(token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
@@ -195,7 +195,7 @@ def test_server_ends_a_request_that_cannot_be_decoded(serve: Serve, scripted_fol
     assert len(good.wait().text) == 40
     wait_until(lambda: served.num_used_blocks == 0)
     assert served.engine.stats.generation_tokens < 200 + 40
-    assert served.model._stats.finished == {"error": 1, "length": 1}
+    assert served.stats.finished == {"error": 1, "length": 1}
 
 
 def test_server_ends_a_request_that_cannot_be_asked_for(

@@ -73,7 +73,7 @@ def test_server_gives_blocks_back_soon_after_a_stop_string(
     wait_until(lambda: served.num_used_blocks == 0)
     # At most the step that had begun when the string was found.
     assert served.engine.stats.generation_tokens <= 6
-    assert served.model._stats.finished == {"stop": 1}
+    assert served.stats.finished == {"stop": 1}
 
 
 def test_server_ends_at_the_stop_string_when_the_engine_is_ahead(
@@ -96,7 +96,7 @@ def test_server_ends_at_the_stop_string_when_the_engine_is_ahead(
 
 
 def test_server_stops_at_a_stop_token_without_its_text(scripted: Served) -> None:
-    (token_id,) = scripted.model._tokenizer.encode("F", add_special_tokens=False)
+    (token_id,) = scripted.tokenizer.encode("F", add_special_tokens=False)
     sampling = {**GREEDY, "stop_token_ids": [token_id]}
     asked = scripted.ask("A", sampling=sampling, exclude_input_in_output=True, **all_flags())
     assert asked.text == "BCDE"

@@ -21,26 +21,34 @@ class Detokenizer:
     of byte tokens some tokenizers decode all or nothing.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: list[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: list[int],
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skips = skip_special_tokens
         for length in range(_CONTEXT, _CONTEXT + _LONGEST_CHARACTER):
             self._window = list(prompt_token_ids[-length:])
-            self._given = tokenizer.decode(self._window)  # of the window's text
+            self._given = self._decode(self._window)  # of the window's text
             if not self._given.startswith(_REPLACEMENT):
                 break
         self._num_given = len(self._window)  # tokens of the window; the others are held
 
     def push(self, token_id: int) -> str:
         """The text that `token_id` completes."""
-        if token_id in self._tokenizer.special_token_ids:
+        is_special = token_id in self._tokenizer.special_token_ids
+        if is_special and self._skips:
             return ""
-        whole = self._tokenizer.whole_text(token_id)
+        whole = None if is_special else self._tokenizer.whole_text(token_id)
         if whole is not None and self._num_given == len(self._window):
             # Nothing is held, and nothing that may come needs this token for its context.
             self._window, self._num_given, self._given = [], 0, ""
             return whole
         self._window.append(token_id)
-        text = self._tokenizer.decode(self._window)
+        text = self._decode(self._window)
         is_settled = not text.endswith(_REPLACEMENT)
         num_held = len(self._window) - self._num_given
         if not is_settled and num_held < _LONGEST_CHARACTER:
@@ -53,12 +61,15 @@ class Detokenizer:
             start = len(self._window) - 2 * _CONTEXT
         del self._window[:start]
         self._num_given = max(self._num_given - start, 0)
-        self._given = _settled(self._tokenizer.decode(self._window))
+        self._given = _settled(self._decode(self._window))
         return delta
 
     def flush(self) -> str:
         """What was held back. Nothing may follow."""
-        return self._new_part(self._tokenizer.decode(self._window), str)
+        return self._new_part(self._decode(self._window), str)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skips)
 
     def _new_part(self, text: str, cut: Callable[[str], str]) -> str:
         """What the window's text adds to what was given, as far as `cut` leaves it."""
@@ -66,7 +77,7 @@ class Detokenizer:
         if text.startswith(self._given):
             return text[len(self._given) :]
         # Bytes that are no character have spoilt the characters before them.
-        return cut(self._tokenizer.decode(self._window[self._num_given :]))
+        return cut(self._decode(self._window[self._num_given :]))
 
 
 def _settled(text: str) -> str:
@@ -75,22 +86,25 @@ def _settled(text: str) -> str:
 
 
 class StopStrings:
-    """Passes text on until one of `stops` begins; a possible beginning is held back."""
+    """Passes text on until one of `stops` begins; a possible beginning is held back. `include`
+    passes on the stop string that ends the text, too."""
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    def __init__(self, stops: tuple[str, ...], *, include: bool = False) -> None:
         self._stops = stops
+        self._include = include
         self._held = ""
         self.matched = False
 
     def push(self, text: str) -> str:
-        """The text that no stop string can claim any more. After a match: what came before."""
+        """The text that no stop string can claim any more. With a match: what came before it."""
         if not self._stops or self.matched:
             return "" if self.matched else text
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.matched = True
-            released, self._held = self._held[: min(found)], ""
+            at, stop = min(found)
+            released, self._held = self._held[: at + self._include * len(stop)], ""
             return released
         keep = max(self._overlap(stop) for stop in self._stops)
         cut = len(self._held) - keep

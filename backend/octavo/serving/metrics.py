@@ -13,6 +13,7 @@ from typing import Any, Literal
 import triton_python_backend_utils as pb_utils
 
 from octavo.engine import Engine
+from octavo.serving.metric_table import METRICS
 from octavo.stats import Histogram, RequestStats
 
 log = logging.getLogger(__name__)
@@ -22,31 +23,7 @@ FLUSH_INTERVAL_S = 1.0
 Kind = Literal["counter", "gauge"]
 Sample = tuple[str, Kind, dict[str, str], float]
 
-_HELP = {
-    "octavo_requests_total": "Requests that have ended, by finish reason",
-    "octavo_invalid_requests_total": "Requests answered with an argument error",
-    "octavo_good_requests_total": "Requests that met every SLO",
-    "octavo_good_tokens_total": "Output tokens of requests that met every SLO",
-    "octavo_prompt_tokens_total": "Prompt tokens of requests that began to run",
-    "octavo_generation_tokens_total": "Output tokens",
-    "octavo_steps_total": "Steps of the decode loop",
-    "octavo_busy_seconds_total": "Time in steps, by what they computed",
-    "octavo_preemptions_total": "Sequences preempted, by how they come back",
-    "octavo_recomputed_tokens_total": "Tokens computed again, by cause",
-    "octavo_prefill_chunks_total": "Chunks of prompts computed",
-    "octavo_num_requests_running": "Sequences that hold KV blocks",
-    "octavo_num_requests_waiting": "Admitted sequences that wait for KV blocks or a place",
-    "octavo_kv_blocks_used": "KV blocks in use",
-    "octavo_kv_blocks_total": "KV blocks of the pool",
-    "octavo_kv_cache_usage_ratio": "KV blocks in use / KV blocks of the pool",
-    "octavo_kv_fragmentation_ratio": "Share of the slots of used KV blocks that hold no token",
-    "octavo_engine_up": "1 while the decode loop accepts requests, else 0",
-    "octavo_request_queue_time_seconds": "Received to first computed step",
-    "octavo_time_to_first_token_seconds": "Received to first non-empty text",
-    "octavo_inter_token_latency_seconds": "Gaps between consecutive outputs of a request",
-    "octavo_time_per_output_token_seconds": "(End to end - TTFT) / (output tokens - 1)",
-    "octavo_e2e_request_latency_seconds": "Received to final response",
-}
+_HELP = {metric.name: metric.help for metric in METRICS}
 
 
 def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
@@ -56,6 +33,10 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
         yield "octavo_requests_total", "counter", {"finish_reason": reason}, count
     for phase, busy_s in stats.busy_s.items():
         yield "octavo_busy_seconds_total", "counter", {"phase": phase}, busy_s
+    for tenant, (prompt_tokens, generation_tokens) in sorted(requests.tenants.items()):
+        labels = {"tenant": tenant}
+        yield "octavo_tenant_prompt_tokens_total", "counter", labels, prompt_tokens
+        yield "octavo_tenant_generation_tokens_total", "counter", labels, generation_tokens
     for name, total in (
         ("octavo_invalid_requests_total", requests.invalid),
         ("octavo_good_requests_total", requests.good_requests),
@@ -64,9 +45,14 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
         ("octavo_generation_tokens_total", stats.generation_tokens),
         ("octavo_steps_total", stats.steps),
         ("octavo_prefill_chunks_total", counters.prefill_chunks),
+        ("octavo_prefix_cache_query_tokens_total", counters.prefix_query_tokens),
+        ("octavo_prefix_cache_hit_tokens_total", counters.prefix_hit_tokens),
+        ("octavo_kv_block_copies_total", counters.copied_blocks),
     ):
         yield name, "counter", {}, total
     yield "octavo_preemptions_total", "counter", {"kind": "recompute"}, counters.preemptions
+    evictions = engine.scheduler.allocator.num_evictions
+    yield "octavo_kv_block_evictions_total", "counter", {"cause": "allocation"}, evictions
     yield (
         "octavo_recomputed_tokens_total", "counter", {"cause": "preemption"},
         counters.recomputed_tokens,
@@ -75,6 +61,7 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
         ("octavo_num_requests_running", gauges.num_running),
         ("octavo_num_requests_waiting", gauges.num_waiting),
         ("octavo_kv_blocks_used", gauges.used_blocks),
+        ("octavo_kv_blocks_cached", gauges.cached_blocks),
         ("octavo_kv_blocks_total", gauges.total_blocks),
         ("octavo_kv_cache_usage_ratio", gauges.used_blocks / max(gauges.total_blocks, 1)),
         ("octavo_kv_fragmentation_ratio", gauges.fragmentation_ratio),

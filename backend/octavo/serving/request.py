@@ -1,17 +1,14 @@
-"""From a Triton request to a checked InferenceRequest."""
+"""From an incoming request to a checked InferenceRequest."""
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
-
-import triton_python_backend_utils as pb_utils
-from numpy.typing import NDArray
 
 from octavo import sampling_params
 from octavo.errors import InvalidRequestError
 from octavo.sampling_params import SamplingParams
 from octavo.serving import wire
+from octavo.serving.incoming import IncomingRequest
 from octavo.serving.tokenizer import Tokenizer
 
 _PROMPTS = (wire.TEXT_INPUT, wire.MESSAGES, wire.INPUT_IDS)
@@ -20,11 +17,12 @@ _JSON_TYPES = {dict: "object", list: "array"}
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """Everything that is read of one request; nothing of Triton's memory is kept."""
+    """Everything that is read of one request."""
 
     prompt_token_ids: list[int]
     prompt_text: str  # what is prepended to the answer, "" if nothing is
     params: SamplingParams
+    bad_words: tuple[tuple[int, ...], ...]  # of `params`, as token ids
     stream: bool
     outputs: frozenset[str]  # the names to send
     shows_logprobs: bool  # false: the caller named no `logprobs`, whatever `params` has
@@ -34,15 +32,18 @@ class InferenceRequest:
 class RequestReader:
     """Reads and checks requests for one model."""
 
-    def __init__(self, tokenizer: Tokenizer, max_model_len: int, *, batched: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_model_len: int) -> None:
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
-        self._batched = batched
 
-    def read(self, request: Any) -> InferenceRequest:
+    def read(self, request: IncomingRequest) -> InferenceRequest:
         """Raises InvalidRequestError naming field, value and limit."""
         params = _sampling_params(request)
         stream = _flag(request, wire.STREAM) or False
+        if stream and request.unary:
+            raise InvalidRequestError(
+                wire.STREAM, "true", "only false is allowed here: this model answers once"
+            )
         exclude_input = _flag(request, wire.EXCLUDE_INPUT)
         if stream and exclude_input is False:
             raise InvalidRequestError(
@@ -59,22 +60,23 @@ class RequestReader:
             prompt_token_ids=token_ids,
             prompt_text=text if prepend else "",
             params=params,
+            bad_words=self._tokenizer.bad_words_token_ids(params.bad_words),
             stream=stream,
             outputs=outputs,
             shows_logprobs=shows_logprobs,
-            batched=self._batched,
+            batched=request.batched,
         )
 
-    def _prompt(self, request: Any, *, need_text: bool) -> tuple[list[int], str]:
-        given = [name for name in _PROMPTS if pb_utils.get_input_tensor_by_name(request, name)]
+    def _prompt(self, request: IncomingRequest, *, need_text: bool) -> tuple[list[int], str]:
+        given = [name for name in _PROMPTS if name in request.inputs]
         if len(given) != 1:
             got = " and ".join(given) or "none"
             raise InvalidRequestError(
                 "prompt", got, f"exactly one of {', '.join(_PROMPTS)} is needed"
             )
         if given[0] == wire.INPUT_IDS:
-            tensor = pb_utils.get_input_tensor_by_name(request, wire.INPUT_IDS).as_numpy()
-            if self._batched and tensor.ndim > 1 and tensor.shape[0] > 1:
+            tensor = request.inputs[wire.INPUT_IDS]
+            if request.batched and tensor.ndim > 1 and tensor.shape[0] > 1:
                 raise _one_per_request(wire.INPUT_IDS, tensor.shape)
             ids: list[int] = tensor.reshape(-1).tolist()
             if min(ids, default=0) < 0:  # the tokenizer cannot take these; others are the engine's
@@ -101,14 +103,14 @@ class RequestReader:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
-def _sampling_params(request: Any) -> SamplingParams:
+def _sampling_params(request: IncomingRequest) -> SamplingParams:
     """From the JSON tensor; if it is absent, from the request's own parameters."""
     text = _text(request, wire.SAMPLING_PARAMETERS)
     if text is None:
-        values = json.loads(request.parameters() or "{}")
         # Triton's own: flags of its protocol, and the `id` that /generate takes for a parameter.
-        own = {k: v for k, v in values.items() if k != "id" and not k.startswith("triton_")}
-        return sampling_params.parse(own)
+        return sampling_params.parse(
+            {k: v for k, v in request.parameters.items() if k != "id" and k[:7] != "triton_"}
+        )
     values = _json(wire.SAMPLING_PARAMETERS, text) if text.strip() else {}
     if not isinstance(values, dict):
         raise InvalidRequestError(wire.SAMPLING_PARAMETERS, text, "a JSON object is expected")
@@ -140,23 +142,22 @@ def _json(field: str, text: str) -> Any:
         raise InvalidRequestError(field, text, f"JSON is expected ({exc})") from None
 
 
-def _wanted_outputs(request: Any) -> frozenset[str]:
+def _wanted_outputs(request: IncomingRequest) -> frozenset[str]:
     """The outputs that the caller requested and, beyond the text, switched on.
 
     Only these become tensors: the 2.51 server drops tensors that were not requested without
     holding the GIL.
     """
-    requested: Collection[str] = request.requested_output_names()
     flagged = {name for name, flag in wire.RETURN_FLAGS.items() if _flag(request, flag)}
-    return frozenset(flagged | {wire.TEXT_OUTPUT}).intersection(requested)
+    return request.requested_outputs & (flagged | {wire.TEXT_OUTPUT})
 
 
-def _flag(request: Any, name: str) -> bool | None:
+def _flag(request: IncomingRequest, name: str) -> bool | None:
     value = _single(request, name)
     return None if value is None else bool(value)
 
 
-def _text(request: Any, name: str) -> str | None:
+def _text(request: IncomingRequest, name: str) -> str | None:
     value = _single(request, name)
     if value is None:
         return None
@@ -167,12 +168,11 @@ def _text(request: Any, name: str) -> str | None:
         raise InvalidRequestError(name, at, "UTF-8 text is expected") from None
 
 
-def _single(request: Any, name: str) -> Any:
+def _single(request: IncomingRequest, name: str) -> Any:
     """The one element of an input, whatever its rank; None if the input is absent."""
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    if tensor is None:
+    values = request.inputs.get(name)
+    if values is None:
         return None
-    values: NDArray[Any] = tensor.as_numpy()
     if values.size != 1:
         raise _one_per_request(name, values.shape)
     return values.reshape(-1)[0]

@@ -80,7 +80,7 @@ def _deliver(reply: Reply, outputs: list[TokenOutput]) -> None:
     except Exception as exc:
         # One reply's fault must not end the thread that serves its neighbours.
         log.exception("a reply has failed")
-        reply.stop_engine()
+        reply.stop_engine(None)
         reply.fail(f"{type(exc).__name__}: {exc}")
 
 
@@ -105,9 +105,12 @@ class Responder:
             prompt_token_ids=reply.request.prompt_token_ids,
             params=reply.request.params,
             sink=lambda output: sender.gathered.append((reply, output)),
+            bad_words=reply.request.bad_words,
             arrival_s=reply.arrival_s,
         )
-        reply.stop_engine = lambda: self._engine.cancel(request.request_id, FinishReason.STOP)
+        reply.stop_engine = lambda index: self._engine.cancel(
+            request.request_id, FinishReason.STOP, index
+        )
         self._engine.submit(request)
         with self._live_lock:
             self._live[request.request_id] = reply

@@ -55,6 +55,20 @@ class Tokenizer:
         both = self.decode([*self._anchor, token_id], skip_special_tokens=False)
         return both[self._anchor_length :]
 
+    def bad_words_token_ids(self, words: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """The token ids that spell each word, at the beginning of a text and after a space."""
+        spellings: dict[tuple[int, ...], None] = {}
+        for word in words:
+            bare, spaced = (
+                tuple(self.encode(prefix + word.lstrip(), add_special_tokens=False))
+                for prefix in ("", " ")
+            )
+            spellings[bare] = None
+            if spaced[-len(bare) :] != bare:  # else whatever ends in `spaced` ends in `bare`
+                spellings[spaced] = None
+        spellings.pop((), None)  # of a word of spaces alone
+        return tuple(spellings)
+
     def whole_text(self, token_id: int) -> str | None:
         """The token's text where that is the same in any context, else None: byte-level
         tokens that are whole characters. Remembered, since decoding is slow beside it."""

@@ -14,6 +14,8 @@ LOGPROBS = "logprobs"
 NUM_INPUT_TOKENS = "num_input_tokens"
 NUM_OUTPUT_TOKENS = "num_output_tokens"
 TOKEN_IDS = "token_ids"
+PROMPT_LOGPROBS = "prompt_logprobs"
+CACHED_TOKENS = "cached_tokens"
 
 # Outputs that are sent only when the input of this name is true.
 RETURN_FLAGS = {
@@ -23,4 +25,11 @@ RETURN_FLAGS = {
     NUM_INPUT_TOKENS: "return_num_input_tokens",
     NUM_OUTPUT_TOKENS: "return_num_output_tokens",
     TOKEN_IDS: "return_token_ids",
+    PROMPT_LOGPROBS: "return_prompt_logprobs",
+    CACHED_TOKENS: "return_cached_tokens",
 }
+
+INPUTS = (
+    TEXT_INPUT, MESSAGES, INPUT_IDS, STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT,
+    *RETURN_FLAGS.values(),
+)  # fmt: skip
