@@ -43,8 +43,8 @@ def gauge(name: str) -> str:
 
 
 def rate(name: str, by: str = "") -> str:
-    grouped = f"sum by ({by})" if by else "sum"
-    return f"{grouped} (rate({name}{{{_CHOSEN}}}[$__rate_interval]))"
+    grouped = f"sum by ({by}) " if by else "sum"
+    return f"{grouped}(rate({name}{{{_CHOSEN}}}[$__rate_interval]))"
 
 
 def quantile(q: float, name: str) -> str:
