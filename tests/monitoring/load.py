@@ -24,7 +24,9 @@ def under_load(target: Target) -> Iterator[None]:
             target.send(prompt_ids(100, seed), max_tokens=_ANSWER_TOKENS).wait()
             if number % 4 == 1:
                 target.send([], max_tokens=1).wait()  # invalid
-                target.send(prompt_ids(8, seed), max_tokens=_ANSWER_TOKENS).cancel()
+                leaving = target.send(prompt_ids(8, seed), max_tokens=4 * _ANSWER_TOKENS)
+                leaving.wait_for_first()
+                leaving.cancel()
                 # Its level lets all others pass, so its time runs out in the queue.
                 target.send(prompt_ids(8, seed), max_tokens=1, level=3, timeout_s=0.01).wait()
 
