@@ -202,8 +202,8 @@ def test_container_outlasts_the_servers_own_bound_on_leaving(name: str) -> None:
 @ENGINE
 def test_health_check_has_time_for_its_own_bound(name: str) -> None:
     check = engines()[name]["healthcheck"]
-    # Metrics may take two seconds before and after it.
-    assert seconds(check["timeout"]) > float(check["test"][-1]) + 4
+    # It watches the metrics for some seconds after that.
+    assert seconds(check["timeout"]) >= float(check["test"][-1]) + 10
 
 
 @ENGINE

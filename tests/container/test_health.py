@@ -84,7 +84,7 @@ def test_engine_that_hangs_fails_though_all_else_says_it_is_well(tmp_path: Path)
         target.send(prompt_ids(HANGING_PROMPT_TOKENS), max_tokens=2)
         began_s = time.monotonic()
         hanging = check(target, timeout_s=2)
-        assert 2 < time.monotonic() - began_s < 6
+        assert 2 < time.monotonic() - began_s < 10
         assert probes.is_healthy(target.settings.http_url)
         assert probes.engine_up(target.settings.metrics_url)
         assert hanging.returncode == 1

@@ -10,7 +10,7 @@ from tests.monitoring.load import under_load
 from tests.monitoring.prometheus import Prometheus, binary, scraping
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """Little memory, so that sequences are preempted, and few places, so that requests queue."""
     binary("prometheus")  # before the server is started for nothing
@@ -21,7 +21,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         yield target
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def watched(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Scrapes a server under load, with enough behind it for the rules to have values."""
     metrics_port = target.settings.ports.metrics

@@ -18,6 +18,7 @@ from octavo.errors import ConfigError
 
 EXIT_HEALTHY, EXIT_UNHEALTHY = 0, 1
 
+_WATCH_S = 2.5  # more than twice the time between two flushes of the metrics
 _POLL_S = 0.25
 
 
@@ -37,19 +38,22 @@ def run(arguments: ServeArguments, timeout_s: float) -> int:
 
 
 def why_unhealthy(server: ServerSettings, timeout_s: float) -> str | None:
-    """None when tokens are made. Answers within about `timeout_s`."""
-    asked_s = time.monotonic()
-    before = probes.generated_tokens(server.metrics_url)
+    """None when tokens are made. Answers within `timeout_s` and a few seconds."""
     try:
         probes.first_token(server.generate_stream_url, timeout_s)
         return None
     except (probes.TokenError, OSError) as error:
         reason = str(error) or type(error).__name__
-    while before is not None:
-        now = probes.generated_tokens(server.metrics_url)
-        if now is not None and now > before:
-            return None
-        if now is None or time.monotonic() > asked_s + timeout_s:
-            break
+    return None if _makes_tokens(server.metrics_url) else reason
+
+
+def _makes_tokens(metrics_url: str) -> bool:
+    # Only what comes from here on counts: metrics lag behind, so older tokens may show late.
+    before = probes.generated_tokens(metrics_url)
+    deadline_s = time.monotonic() + _WATCH_S
+    while before is not None and time.monotonic() < deadline_s:
         time.sleep(_POLL_S)
-    return reason
+        now = probes.generated_tokens(metrics_url)
+        if now is not None and now > before:
+            return True
+    return False
