@@ -117,6 +117,23 @@ def test_requests_in_flight_are_running_and_queued_ones(
         assert probes.requests_in_flight(url) == in_flight
 
 
+@pytest.mark.parametrize(
+    ("metrics", "tokens"),
+    [
+        (
+            'octavo_generation_tokens_total{model="a"} 2\n'
+            'octavo_generation_tokens_total{model="b"} 3.5e+02\n',
+            352,
+        ),
+        ("octavo_prompt_tokens_total 7\n", None),
+    ],
+    ids=["two-models", "absent"],
+)
+def test_generated_tokens_are_summed_over_models(metrics: str, tokens: float | None) -> None:
+    with answering(200, metrics) as url:
+        assert probes.generated_tokens(url) == tokens
+
+
 def test_proxy_of_the_environment_is_not_asked(
     nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

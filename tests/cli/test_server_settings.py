@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from octavo.cli.server_settings import (
     server_command,
     server_environment,
 )
+from octavo.errors import ConfigError
 
 FOLDER = ServerFolder(
+    version="2.51.0",
     binary=Path("/cache/bin/tritonserver"),
     backends=Path("/cache/backends"),
     library_path=(Path("/site/nvidia_pytriton.libs"), Path("/python/lib")),
@@ -26,8 +29,19 @@ def settings(**changes: object) -> ServerSettings:
     return ServerSettings(**{"repository": Path("/models"), **changes})  # type: ignore[arg-type]
 
 
-def command(**changes: object) -> list[str]:
-    return server_command(settings(**changes), FOLDER, "octavo_shm_1_2_ab_", gpu=False)
+CONTAINER = replace(FOLDER, version="2.71.0", library_path=())
+
+
+def command(
+    folder: ServerFolder = FOLDER,
+    *,
+    gpu: bool = False,
+    shm_prefix: str | None = "octavo_shm_1_2_ab_",
+    **changes: object,
+) -> list[str]:
+    return server_command(
+        settings(**changes), folder, closed_key="k3y", shm_prefix=shm_prefix, gpu=gpu
+    )
 
 
 def test_command_binds_every_service_to_its_address_and_port() -> None:
@@ -59,8 +73,7 @@ def test_contract_chooses_the_configuration_by_name() -> None:
 def test_gpu_options_are_set_only_without_a_gpu() -> None:
     on_cpu = {"--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"}
     assert on_cpu <= set(command())
-    with_gpu = server_command(settings(), FOLDER, "octavo_shm_1_2_ab_", gpu=True)
-    assert not on_cpu & set(with_gpu)
+    assert not on_cpu & set(command(gpu=True))
 
 
 def test_server_may_take_longer_to_leave_than_the_engine_to_drain() -> None:
@@ -84,6 +97,46 @@ def test_log_level(level: LogLevel, flags: set[str]) -> None:
 
 def test_extra_arguments_come_last_so_that_they_win() -> None:
     assert command(extra_arguments=("--log-verbose=2",))[-1] == "--log-verbose=2"
+
+
+def test_newer_server_gets_the_bounds_that_it_alone_has() -> None:
+    bounds = {
+        "--http-max-input-size=16777216",
+        "--grpc-max-response-pool-size=131072",
+        "--allow-client-shm=false",
+    }
+    assert set(command(CONTAINER)) - set(command()) == bounds
+
+
+@pytest.mark.parametrize("folder", [FOLDER, CONTAINER], ids=lambda folder: str(folder.version))
+def test_models_and_shared_memory_are_closed_to_all_callers(folder: ServerFolder) -> None:
+    closed = "shared-memory,model-repository,trace,logging:closed=k3y"
+    assert {
+        "--model-control-mode=none",
+        f"--http-restricted-api={closed}",
+        f"--grpc-restricted-protocol={closed}",
+    } <= set(command(folder))
+
+
+def test_region_names_are_left_to_triton_without_a_prefix() -> None:
+    assert not any("region-prefix" in each for each in command(shm_prefix=None))
+
+
+@pytest.mark.parametrize(
+    ("folder", "argument", "message"),
+    [
+        (FOLDER, "--http-max-input-size=1", "--http-max-input-size: Triton 2.51.0 has no such"),
+        (CONTAINER, "--trace-file=x", "--trace-file: Triton 2.71.0 has no such flag"),
+        (replace(FOLDER, version="2.60.0"), "--id=x", "Triton 2.60.0: .* only 2.51.0, 2.71.0's"),
+        (FOLDER, "http-port=1", "server argument http-port=1: not of the form --flag"),
+    ],
+    ids=["too-new", "gone", "version", "no-flag"],
+)
+def test_flag_that_the_server_does_not_have_is_refused(
+    folder: ServerFolder, argument: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        command(folder, extra_arguments=(argument,))
 
 
 def test_environment_finds_libraries_and_this_python_first() -> None:

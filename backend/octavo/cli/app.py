@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from octavo.cli.triton_flags import CONTAINER_VERSION
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -158,6 +160,74 @@ def doctor(
     from octavo.cli import doctor as command
 
     raise typer.Exit(command.run(port=port, host=host, fix=fix, json_output=as_json))
+
+
+@app.command(epilog="Exit codes: 0 it makes tokens, 1 it does not.")
+def health(
+    port: Port = 8000,
+    metrics_port: OnePort = None,
+    host: Host = "127.0.0.1",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a token.", min=0.1)] = 10,
+) -> None:
+    """Ask a running server for a token: a health check that sees a dead engine."""
+    from octavo.cli import health as command
+    from octavo.cli.arguments import ServeArguments
+
+    arguments = ServeArguments(port=port, metrics_port=metrics_port, host=host)
+    raise typer.Exit(command.run(arguments, timeout))
+
+
+@app.command(
+    epilog="Engine settings come from OCTAVO_ENGINE_<FIELD>. Exit code 1: it could not start."
+)
+def exec_server(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="Checkpoint folder, or id on the Hugging Face hub.",
+            envvar="OCTAVO_MODEL",
+            show_default="models/octavo-tiny",
+        ),
+    ] = None,
+    port: Port = 8000,
+    host: Host = "0.0.0.0",
+    contract: Annotated[
+        Literal["batched", "vllm"],
+        typer.Option(help="Form of the tensors: batched [1,1], or vllm_backend's [1]."),
+    ] = "batched",
+    repository: Annotated[
+        Path | None, typer.Option(help="Model repository.", show_default="model_repository")
+    ] = None,
+    log_level: Annotated[
+        Literal["error", "warning", "info", "verbose"],
+        typer.Option(help="How much the server logs."),
+    ] = "info",
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds for running requests to finish.", min=0)
+    ] = 30,
+    triton_version: Annotated[
+        str,
+        typer.Option(help="Version of the installed Triton.", envvar="TRITON_SERVER_VERSION"),
+    ] = CONTAINER_VERSION,
+    show: Annotated[bool, typer.Option("--print", help="Only print the command line.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only hold its flags against tritonserver --help.")
+    ] = False,
+) -> None:
+    """In NVIDIA's container: become tritonserver, with Octavo's settings."""
+    from octavo.cli import exec_server as command
+    from octavo.cli.arguments import ServeArguments
+
+    arguments = ServeArguments(
+        model=model,
+        port=port,
+        host=host,
+        contract=contract,
+        repository=repository,
+        log_level=log_level,
+        drain_timeout_s=drain_timeout,
+    )
+    raise typer.Exit(command.run(arguments, triton_version, show=show, check=check))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -185,10 +186,17 @@ class EmbeddedServer:
             raise ServerStartError(f"port {busy.port}: {busy.reason}")
         folder = prepare(settings.server_dir or cache_dir())
         self._shm_prefix = shared_memory.launch_prefix()
+        command = server_command(
+            settings,
+            folder,
+            closed_key=secrets.token_hex(16),
+            shm_prefix=self._shm_prefix,
+            gpu=has_gpu(),
+        )
         with self.log_file.open("wb") as log:
             try:
                 self._process = subprocess.Popen(
-                    server_command(settings, folder, self._shm_prefix, gpu=has_gpu()),
+                    command,
                     env=server_environment(settings, folder),
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -12,6 +12,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 _OPENER = build_opener(ProxyHandler({}))
 _SAMPLE = re.compile(r"^(\w+)(?:\{.*\})? ([-+.\deE]+)$", re.MULTILINE)
 _RUNNING = "octavo_num_requests_running"
+_TOKENS = "octavo_generation_tokens_total"
 _QUEUED = ("octavo_num_requests_waiting", "nv_inference_pending_request_count")
 
 
@@ -63,6 +64,12 @@ def requests_in_flight(metrics_url: str) -> int | None:
     if _RUNNING not in samples:
         return None
     return int(sum(sum(samples.get(name, ())) for name in (_RUNNING, *_QUEUED)))
+
+
+def generated_tokens(metrics_url: str) -> float | None:
+    """Output tokens since the start, as of the engine's last flush; None when it does not say."""
+    values = _samples(metrics_url).get(_TOKENS)
+    return sum(values) if values else None
 
 
 def _samples(metrics_url: str, timeout_s: float = 2.0) -> dict[str, list[float]]:

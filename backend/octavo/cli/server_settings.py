@@ -1,4 +1,7 @@
-"""From the settings of one server to tritonserver's arguments and environment: pure functions."""
+"""From the settings of one server to tritonserver's arguments and environment: pure functions.
+
+The embedded server and the container's, of another version, get their command line here alike.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from typing import Literal
 
 from octavo.cli.ports import Ports, reachable_host
 from octavo.cli.server_folder import ServerFolder
+from octavo.cli.triton_flags import flags_in, flags_of
 from octavo.config import ENV_MODEL, ENV_PREFIX
+from octavo.errors import ConfigError
 
 Contract = Literal["batched", "vllm"]
 LogLevel = Literal["error", "warning", "info", "verbose"]
@@ -21,11 +26,20 @@ LogLevel = Literal["error", "warning", "info", "verbose"]
 _SHM_BYTES = 16 * 2**20
 # tritonserver's own bound on leaving must be longer than the engine's drain.
 _EXIT_MARGIN_S = 5
+# What nobody needs while serving, and what attacks on Triton have begun with.
+_CLOSED_APIS = "shared-memory,model-repository,trace,logging"
+# For servers that have the flag. A prompt that fills the longest context is far below the first;
+# the second is more responses than an answer has tokens, so no stream ever waits for it.
+_BOUNDS = {
+    "http-max-input-size": 16 * 2**20,
+    "grpc-max-response-pool-size": 2**17,
+    "allow-client-shm": "false",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """One embedded server. `engine_overrides` are fields of EngineConfig, as text."""
+    """One server. `engine_overrides` are fields of EngineConfig, as text."""
 
     repository: Path
     model: Path | None = None  # None: the repository says
@@ -64,13 +78,28 @@ class ServerSettings:
 
 
 def server_command(
-    settings: ServerSettings, folder: ServerFolder, shm_prefix: str, *, gpu: bool
+    settings: ServerSettings,
+    folder: ServerFolder,
+    *,
+    closed_key: str,
+    shm_prefix: str | None = None,
+    gpu: bool,
 ) -> list[str]:
+    """Raises ConfigError for a flag that this version of Triton does not have.
+
+    Callers of the closed APIs must show `closed_key`: with one that nobody knows, nobody can.
+    `shm_prefix` begins the names of the stubs' shared memory regions; None leaves them to Triton.
+    """
+    known = flags_of(folder.version)
     options: dict[str, object] = {
         "model-repository": settings.repository.resolve(),
         "backend-directory": folder.backends,
+        "model-control-mode": "none",
         "exit-timeout-secs": settings.exit_timeout_s,
+        "http-restricted-api": f"{_CLOSED_APIS}:closed={closed_key}",
+        "grpc-restricted-protocol": f"{_CLOSED_APIS}:closed={closed_key}",
     }
+    options.update((name, value) for name, value in _BOUNDS.items() if name in known)
     for service in ("http", "grpc", "metrics"):
         options[f"{service}-address"] = settings.host
         options[f"{service}-port"] = getattr(settings.ports, service)
@@ -80,19 +109,22 @@ def server_command(
         options["allow-gpu-metrics"] = "false"
         options["pinned-memory-pool-byte-size"] = 0
     options.update(_log_options(settings.log_level))
-    backend = {
-        "shm-region-prefix-name": shm_prefix,
+    backend: dict[str, object] = {
         "shm-default-byte-size": _SHM_BYTES,
         "shm-growth-byte-size": _SHM_BYTES,
     }
-    return [
-        str(folder.binary),
+    if shm_prefix is not None:
+        backend["shm-region-prefix-name"] = shm_prefix
+    arguments = [
         # Completing a config means a second start of every stub, which our configs do not need.
         "--disable-auto-complete-config",
         *(f"--{name}={value}" for name, value in options.items()),
         *(f"--backend-config=python,{name}={value}" for name, value in backend.items()),
         *settings.extra_arguments,
     ]
+    for flag in sorted(flags_in(arguments) - known):
+        raise ConfigError(f"server argument --{flag}: Triton {folder.version} has no such flag")
+    return [str(folder.binary), *arguments]
 
 
 def server_environment(

@@ -1,0 +1,59 @@
+"""The expressions in the files that are shipped."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from tests.monitoring.prometheus import ROOT, SHIPPED
+
+DASHBOARDS = ROOT / "monitoring" / "grafana" / "dashboards"
+# What Grafana puts in: its least interval for rates is four scrapes.
+_VARIABLES = {"$__rate_interval": "20s", "$model": ".+", "$instance": ".+"}
+_METRIC = re.compile(r"\b(?:up|(?:model:)?(?:octavo|nv)_[\w:]+)\b")
+
+
+@dataclass(frozen=True)
+class Expression:
+    name: str
+    text: str
+
+    @property
+    def metrics(self) -> set[str]:
+        return set(_METRIC.findall(re.sub(r"\{[^}]*\}", "", self.text)))
+
+
+def rules(file: str, kind: str) -> list[dict[str, Any]]:
+    """`kind` is record or alert."""
+    groups = yaml.safe_load((SHIPPED / file).read_text("utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"] if kind in rule]
+
+
+def recorded() -> list[Expression]:
+    return [Expression(rule["record"], rule["expr"]) for rule in rules("recording.yml", "record")]
+
+
+def alerts() -> list[Expression]:
+    return [Expression(rule["alert"], rule["expr"]) for rule in rules("alerts.yml", "alert")]
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for file in sorted(DASHBOARDS.glob("*.json")):
+        found += json.loads(file.read_text("utf-8"))["panels"]
+    return found
+
+
+def panel_expressions() -> list[Expression]:
+    found = []
+    for panel in panels():
+        for query in panel.get("targets", []):
+            text = query["expr"]
+            for variable, value in _VARIABLES.items():
+                text = text.replace(variable, value)
+            found.append(Expression(f"{panel['id']} {panel['title']} {query['refId']}", text))
+    return found

@@ -1,0 +1,66 @@
+"""A real Prometheus scrapes the real server under load, by the shipped configuration."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tests.e2e.target import Target
+from tests.monitoring.prometheus import Prometheus
+from tests.monitoring.shipped import Expression, alerts, panel_expressions, recorded
+
+pytestmark = pytest.mark.e2e
+
+
+def named(expression: Expression) -> str:
+    return expression.name
+
+
+def test_server_is_scraped(watched: Prometheus, target: Target) -> None:
+    ((labels, up),) = watched.query('up{job="octavo"}')
+    assert up == 1
+    assert labels["instance"] == f"127.0.0.1:{target.settings.ports.metrics}"
+
+
+@pytest.mark.parametrize("expression", panel_expressions(), ids=named)
+def test_panel_has_data(watched: Prometheus, expression: Expression) -> None:
+    series = watched.query(expression.text)
+    assert series, f"no data: {expression.text}"
+    assert not any(math.isnan(value) for _, value in series), f"no data: {expression.text}"
+
+
+@pytest.mark.parametrize("expression", recorded(), ids=named)
+def test_rule_records_what_it_says(watched: Prometheus, expression: Expression) -> None:
+    ((labels, value),) = watched.query(expression.name)
+    assert labels["model"] == "llm"
+    assert value >= 0
+
+
+@pytest.mark.parametrize("expression", alerts(), ids=named)
+def test_alert_looks_at_metrics_that_exist(watched: Prometheus, expression: Expression) -> None:
+    watched.query(expression.text)  # parses
+    assert expression.metrics
+    for metric in expression.metrics:
+        assert watched.query(metric), f"no such metric: {metric}"
+
+
+def test_no_rule_fails(watched: Prometheus) -> None:
+    for group in watched.get("rules")["groups"]:
+        for rule in group["rules"]:
+            assert (rule["health"], rule.get("lastError")) == ("ok", None), rule
+
+
+def test_load_shows_what_it_should(watched: Prometheus) -> None:
+    """Else data could be zeros everywhere."""
+    for grown in (
+        'octavo_requests_total{finish_reason="length"}',
+        'octavo_requests_total{finish_reason="cancelled"}',
+        "octavo_invalid_requests_total",
+        "octavo_preemptions_total",
+        "octavo_recomputed_tokens_total",
+        "octavo_good_tokens_total",
+        'nv_inference_request_failure{reason="REJECTED"}',
+        "max_over_time(nv_inference_pending_request_count[5m])",
+    ):
+        assert sum(value for _, value in watched.query(grown)) > 0, grown
