@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from octavo_client import (
     AsyncClient,
+    Choice,
     Chunk,
     Client,
     Completion,
@@ -44,7 +45,7 @@ async def assert_cancelled(call: Received) -> None:
 async def test_generate_chat_and_streams(aclient: AsyncClient, server: ScriptedServer) -> None:
     messages = [{"role": "user", "content": "Say hello"}]
 
-    whole = Completion("Hello, world", "stop", Usage(3, 3))
+    whole = Completion((Choice("Hello, world", "stop"),), Usage(3, 3))
     assert await aclient.generate("Say hello", max_tokens=5) == whole
     assert await aclient.chat(messages) == whole
     chunks = [
@@ -66,7 +67,8 @@ async def test_requests_are_those_of_the_sync_client(
     await aclient.generate("Say hello", temperature=0.5, priority=1, logprobs=2, request_id="r")
 
     by_sync, by_async = server.received
-    assert by_async.request == by_sync.request
+    assert by_async.inputs == by_sync.inputs
+    assert by_async.request_id == by_sync.request_id == "r"
 
 
 async def test_streams_run_at_once(aclient: AsyncClient, server: ScriptedServer) -> None:

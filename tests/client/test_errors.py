@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 
 import octavo_client
@@ -48,19 +47,6 @@ MODEL = [
     ("ValueError: logits are not finite", ServerError),
     ("boom", ServerError),
 ]
-STATUSES = {
-    "INVALID_ARGUMENT": InvalidRequestError,
-    "NOT_FOUND": UnknownModelError,
-    "UNIMPLEMENTED": InvalidRequestError,
-    "UNAUTHENTICATED": InvalidRequestError,
-    "PERMISSION_DENIED": InvalidRequestError,
-    "RESOURCE_EXHAUSTED": RejectedError,
-    "DEADLINE_EXCEEDED": RequestTimeoutError,
-    "UNAVAILABLE": UnavailableError,
-    "CANCELLED": RequestCancelledError,
-    "INTERNAL": ServerError,
-    "UNKNOWN": ServerError,
-}
 
 
 @pytest.mark.parametrize(("text", "kind"), FRONT_END)
@@ -77,7 +63,6 @@ def test_front_end_errors(
 
     assert type(caught.value) is kind
     assert caught.value.message == text
-    assert caught.value.status is None
 
 
 @pytest.mark.parametrize(("text", "kind"), MODEL)
@@ -94,45 +79,6 @@ def test_model_errors(
 
     assert type(caught.value) is kind
     assert str(caught.value) == text
-
-
-@pytest.mark.parametrize("status", STATUSES)
-def test_grpc_statuses(client: Client, server: ScriptedServer, status: str) -> None:
-    def script(call: Received) -> Iterator[Any]:
-        call.context.abort(grpc.StatusCode[status], "something happened")
-        yield
-
-    server.script = script
-
-    with pytest.raises(OctavoError) as caught:
-        client.generate("Say hello")
-
-    assert type(caught.value) is STATUSES[status]
-    assert caught.value.status == status
-    assert caught.value.message == "something happened"
-    assert isinstance(caught.value.__cause__, grpc.RpcError)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("Exceeds maximum queue size", RejectedError),
-        ("Request timeout expired", RequestTimeoutError),
-    ],
-)
-def test_text_says_more_than_a_status(
-    client: Client, server: ScriptedServer, text: str, kind: type[OctavoError]
-) -> None:
-    def script(call: Received) -> Iterator[Any]:
-        call.context.abort(grpc.StatusCode.UNAVAILABLE, text)
-        yield
-
-    server.script = script
-
-    with pytest.raises(kind) as caught:
-        client.generate("Say hello")
-
-    assert caught.value.status == "UNAVAILABLE"
 
 
 def test_error_in_the_middle_comes_after_the_chunks(client: Client, server: ScriptedServer) -> None:
