@@ -10,6 +10,7 @@ Triton 24.10 with a segmentation fault (seen within 60 such errors on 4 streams)
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,12 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from . import _grpc_wire
-from ._errors import OctavoError, RequestTimeoutError, error_from_status
+from ._errors import (
+    OctavoError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    error_from_status,
+)
 from ._tensors import ModelForm
 from ._transport import DEADLINE_GRACE_S, GenerationRequest, Response
 from ._types import Health
@@ -167,6 +173,11 @@ class AsyncGrpcTransport:
                     yield response
         except grpc.RpcError as exc:
             raise _error_from_rpc(exc, timeout) from exc
+        except asyncio.CancelledError as exc:
+            # A closing channel raises it too, in tasks that nobody has cancelled.
+            if not self._closed:
+                raise
+            raise RequestCancelledError("the client was closed", status="CANCELLED") from exc
         finally:
             if call is not None:
                 call.cancel()

@@ -11,6 +11,7 @@ import json
 import re
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,14 +71,16 @@ class HttpReceived(Received):
 class ScriptedHttpServer(ScriptedServer):
     """See `ScriptedServer`. `num_connections` counts those that clients have opened."""
 
-    def __init__(self, *, batched: bool = True) -> None:
+    def __init__(self, *, batched: bool = True, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(batched=batched)
         self.num_connections = 0
         self.paths: list[str] = []
         self.connections: set[socket.socket] = set()
         self._listener = _Listener(("127.0.0.1", 0), _Handler)
         self._listener.scripted = self
-        self.url = f"http://127.0.0.1:{self._listener.server_port}"
+        if tls:
+            self._listener.socket = tls.wrap_socket(self._listener.socket, server_side=True)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._listener.server_port}"
         self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.01,))
         self._thread.start()
 
@@ -187,7 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         while not call.ended.is_set():
             if select.select([self.connection], [], [], 0.01)[0]:
                 with contextlib.suppress(OSError):
-                    if self.connection.recv(1, socket.MSG_PEEK):
+                    # Past TLS, if there is any: all that matters is whether the end has come.
+                    if socket.socket.recv(self.connection, 1, socket.MSG_PEEK):
                         continue
                 call.ended.set()
 

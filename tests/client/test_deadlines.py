@@ -70,6 +70,26 @@ def test_timeout_holds_for_the_whole_answer(client: Client, server: ScriptedServ
     assert len(texts) > 1
 
 
+def test_timeout_is_not_counted_anew_from_each_chunk(
+    client: Client, server: ScriptedServer
+) -> None:
+    def script(call: Received) -> Iterator[Any]:
+        yield call.reply("a")
+        assert not call.ended.wait(0.8)
+        yield call.reply("b")
+        call.wait_for_end()
+
+    client.generate("Connect")
+    server.script = script
+    started = time.monotonic()
+
+    with pytest.raises(RequestTimeoutError, match="no whole answer within"):
+        list(client.stream("Go on", timeout=1))
+
+    assert 1 + DEADLINE_GRACE_S <= time.monotonic() - started < 1.7
+    assert server.last.ended.wait(5) and not server.last.completed
+
+
 def test_servers_own_word_about_the_deadline_is_waited_for(
     client: Client, server: ScriptedServer, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,24 @@ def test_closing_the_client_ends_its_streams(client: Client, server: ScriptedSer
         client.generate("Say hello")
 
 
+def test_closing_the_client_ends_a_request_without_an_answer(
+    client: Client, server: ScriptedServer
+) -> None:
+    def script(call: Received) -> Iterator[Any]:
+        call.wait_for_end()
+        yield call.flag_only()
+
+    client.generate("Connect")
+    server.script = script
+    closing = threading.Timer(0.05, client.close)
+    closing.start()
+
+    with pytest.raises(RequestCancelledError):
+        client.generate("Say hello")
+    closing.join()
+    assert server.last.ended.wait(5) and not server.last.completed
+
+
 def test_all_errors_are_of_one_family() -> None:
     errors = {name: getattr(octavo_client, name) for name in octavo_client.__all__}
     named = [error for name, error in errors.items() if name.endswith("Error")]
