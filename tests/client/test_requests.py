@@ -82,7 +82,7 @@ def test_one_text_is_a_list_of_one(client: Client, server: ScriptedServer) -> No
 
 
 def test_token_ids_may_be_any_integers(client: Client, server: ScriptedServer) -> None:
-    client.generate(np.array([5, 6], np.int64))
+    client.generate(list(np.array([5, 6], np.int64)))
     client.generate([7])
 
     by_array, alone = server.received
