@@ -24,7 +24,8 @@ class OctavoError(Exception):
     """Base of every error that this library raises for a request.
 
     `message` is the server's text; `status` is the gRPC status name ("UNAVAILABLE") where the
-    error came with one, else None.
+    error came with one, else None. Over HTTP it is what the HTTP status stands for; Triton's 400
+    is "INVALID_ARGUMENT" for a cancelled request too.
     """
 
     def __init__(self, message: str, *, status: str | None = None) -> None:

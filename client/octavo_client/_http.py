@@ -3,10 +3,10 @@
 Whole answers take that route too, as a stream of one event: it gives what `generate` gives, with
 one way to read it.
 
-A generation is cancelled by closing its connection. Triton's HTTP endpoint does not read from a
-connection between a request and the first byte of its answer. So it sees a client leave only
-behind the first event: what waits, prefills or is not streamed is computed to its end. The gRPC
-transports have no such limit.
+A generation is cancelled by closing its connection. Triton's HTTP endpoint does not look at a
+connection between a request and the first byte of its answer. So a stream that is left while it
+waits or prefills goes on to its first token, and an answer that is not streamed to its end. The
+deadline that a timeout implies holds all the same. The gRPC transports have no such limit.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class HttpTransport:
     a path are allowed. `headers` go with every call. `verify` is an SSLContext for a certificate
     that is not public, or False to take any.
 
+    Leaving a stream frees the server at once only when its first text has come; one that is left
+    earlier goes on to its first token, and an answer that is not streamed to its end. Give a
+    `timeout`, which the server keeps to, or use GrpcTransport, where leaving always counts.
+
     `trust_env` says whether the environment's HTTP_PROXY, NO_PROXY, SSL_CERT_FILE and the like
     count. Left out, they do unless the server is on this machine.
     """
@@ -56,7 +60,11 @@ class HttpTransport:
     def stream(
         self, request: GenerationRequest, timeout: float | None
     ) -> Generator[Response, None, None]:
-        """See `Transport.stream`; what closing the generator cannot do is said above."""
+        """See `Transport.stream`.
+
+        Closing the generator closes the connection, which the server sees behind the first byte
+        of its answer only.
+        """
         self._connections.check_open()
         call = Call(self._connections, timeout, DEADLINE_GRACE_S)
         try:
