@@ -17,7 +17,7 @@ class SamplingParameters:
     """
 
     n: int | None = None
-    """So many answers to the same prompt, which is computed once; each is a Choice."""
+    """So many answers to the same prompt; each is a Choice."""
     temperature: float | None = None
     """0 is greedy; higher is more random."""
     top_p: float | None = None
