@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,9 +153,11 @@ def test_closing_the_client_ends_a_request_without_an_answer(
     server.script = script
     closing = threading.Timer(0.05, client.close)
     closing.start()
+    started = time.monotonic()
 
     with pytest.raises(RequestCancelledError):
         client.generate("Say hello")
+    assert time.monotonic() - started < 5, "only the server's patience has ended it"
     closing.join()
     assert server.last.ended.wait(5) and not server.last.completed
 
