@@ -10,6 +10,7 @@ import pytest
 
 from octavo_client import (
     Client,
+    GrpcTransport,
     InvalidRequestError,
     OctavoError,
     RejectedError,
@@ -59,6 +60,12 @@ def test_shapes_follow_the_form_of_the_model(either_form: ScriptedGrpcServer) ->
     assert by_ids.inputs["input_ids"] == [5, 6, 7]
     assert set(map(tuple, by_text.shapes.values())) == {(*batch, 1)}
     assert either_form.metadata_queries == 1
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000", ""])
+def test_url_must_be_host_and_port(url: str) -> None:
+    with pytest.raises(ValueError, match="must be host:port"):
+        GrpcTransport(url)
 
 
 def test_plain_request_leaves_tritons_fields_alone(

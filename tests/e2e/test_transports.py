@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +20,19 @@ from octavo_client import (
     Client,
     Completion,
     OctavoError,
+    RejectedError,
     RequestTimeoutError,
     Usage,
 )
-from tests.e2e.target import ROOT, VOCAB_SIZE, Target, prompt_ids, wait_until
+from tests.e2e.target import (
+    ROOT,
+    VOCAB_SIZE,
+    Target,
+    bounded_repository,
+    prompt_ids,
+    serving,
+    wait_until,
+)
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 FULL: dict[str, Any] = {**GREEDY, "logprobs": 2, "return_token_ids": True}
@@ -195,6 +205,35 @@ def assert_freed(target: Target, cancelled_before: float, count: int) -> None:
         return cancelled == cancelled_before + count and used == 0
 
     wait_until(is_freed, "all cancelled and their blocks free", 5)
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Iterator[Target]:
+    """One place and one seat in the queue."""
+    repository = bounded_repository(tmp_path, max_queue_size=1)
+    with serving(
+        tmp_path, "vllm", repository=repository, max_num_seqs=1, max_num_waiting=0
+    ) as target:
+        yield target
+
+
+def test_http_gives_up_in_the_queue_and_rejections_are_the_same(single: Target) -> None:
+    with (
+        Client(single.settings.grpc_url) as grpc,
+        Client(single.settings.http_url) as http,
+        http.stream("a", **LONG) as running,
+    ):
+        next(running)
+        began_s = time.monotonic()
+        with pytest.raises(RequestTimeoutError, match=r"no whole answer within 0\.5 s"):
+            http.generate("a", timeout=0.5, **GREEDY)
+        assert 0.5 <= time.monotonic() - began_s < 1.1
+        # Triton has not seen it leave, so its seat is still taken.
+        single.wait_until_queued(1)
+        rejected = failure(lambda client: client.generate("a", **GREEDY))
+        assert rejected(http) == rejected(grpc)
+        assert rejected(http)[0] is RejectedError
+        next(running)
 
 
 def test_leaving_an_http_stream_frees_its_blocks(target: Target, both: Both) -> None:
