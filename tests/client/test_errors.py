@@ -149,9 +149,12 @@ def test_closing_the_client_ends_a_request_without_an_answer(
         call.wait_for_end()
         yield call.flag_only()
 
-    client.generate("Connect")
+    def close_once_it_has_arrived() -> None:
+        server.arrived.acquire()
+        client.close()
+
     server.script = script
-    closing = threading.Timer(0.05, client.close)
+    closing = threading.Thread(target=close_once_it_has_arrived)
     closing.start()
     started = time.monotonic()
 
