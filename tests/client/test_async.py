@@ -167,7 +167,7 @@ async def test_timeout_is_not_counted_anew_from_each_chunk(
     with pytest.raises(RequestTimeoutError, match="no whole answer within"):
         await aclient.generate("Go on", timeout=1)
 
-    assert 1 <= time.monotonic() - started < 1.7
+    assert 1 <= time.monotonic() - started < 1.9
     await assert_cancelled(server.last)
 
 

@@ -86,7 +86,7 @@ def test_timeout_is_not_counted_anew_from_each_chunk(
     with pytest.raises(RequestTimeoutError, match="no whole answer within"):
         list(client.stream("Go on", timeout=1))
 
-    assert 1 + DEADLINE_GRACE_S <= time.monotonic() - started < 1.7
+    assert 1 + DEADLINE_GRACE_S <= time.monotonic() - started < 1.9
     assert server.last.ended.wait(5) and not server.last.completed
 
 

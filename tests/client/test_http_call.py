@@ -100,4 +100,4 @@ def test_time_to_connect_counts(slow_to_connect: str) -> None:
         with pytest.raises(RequestTimeoutError, match="no whole answer"):
             client.generate("Say hello", timeout=1)
 
-        assert time.monotonic() - started < 1.7
+        assert time.monotonic() - started < 1.9
