@@ -23,23 +23,36 @@ from ._errors import (
     UnknownModelError,
 )
 from ._grpc import AsyncGrpcTransport, GrpcTransport
+from ._http import AsyncHttpTransport, HttpTransport
 from ._retry import Retry
 from ._transport import AsyncTransport, GenerationRequest, Response, Transport
-from ._types import Chunk, Completion, Health, Logprob, RequestOptions, SamplingParameters, Usage
+from ._types import (
+    Choice,
+    Chunk,
+    Completion,
+    Health,
+    Logprob,
+    RequestOptions,
+    SamplingParameters,
+    Usage,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
     "AsyncGrpcTransport",
+    "AsyncHttpTransport",
     "AsyncStream",
     "AsyncTransport",
+    "Choice",
     "Chunk",
     "Client",
     "Completion",
     "GenerationRequest",
     "GrpcTransport",
     "Health",
+    "HttpTransport",
     "InvalidRequestError",
     "Logprob",
     "OctavoError",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, cast
 
 from ._errors import ServerError
 from ._transport import GenerationRequest, Response
-from ._types import Chunk, Completion, RequestOptions, SamplingParameters, Usage
+from ._types import Choice, Chunk, Completion, RequestOptions, SamplingParameters, Usage
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
@@ -65,8 +67,14 @@ def check_timeout(timeout: float | None) -> None:
 
 
 def prompt_content(prompt: Prompt) -> dict[str, Any]:
-    """The input of a plain generation."""
-    return {"text": prompt} if isinstance(prompt, str) else {"input_ids": tuple(prompt)}
+    """The input of a plain generation; raises TypeError and ValueError for ids that are none."""
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    input_ids = tuple(operator.index(token_id) for token_id in prompt)
+    for position, token_id in enumerate(input_ids):
+        if not -(2**31) <= token_id < 2**31:
+            raise ValueError(f"prompt[{position}] is {token_id}; a token id has 32 bits")
+    return {"input_ids": input_ids}
 
 
 def chat_content(messages: Messages) -> dict[str, Any]:
@@ -75,50 +83,75 @@ def chat_content(messages: Messages) -> dict[str, Any]:
 
 
 class ChunkAssembler:
-    """Turns the responses of one stream into chunks and adds up its token counts."""
+    """Turns the responses of one call into chunks and adds up its token counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self.started = False
         """Something of the answer has arrived, so it cannot be asked for again."""
-        self._finished = False
+        self._num_choices = request.sampling.n or 1
+        self._ended: set[int] = set()
         self._prompt_tokens = 0
         self._completion_tokens = 0
+        self._cached_tokens: int | None = None
 
     def add(self, response: Response) -> Chunk | None:
-        """The chunk in a response; None for one that only ends the stream."""
-        if self._finished or response.is_empty:
+        """The chunk in a response; None if it has nothing new."""
+        if response.index in self._ended or response.is_empty:
             return None
         self.started = True
         self._prompt_tokens = response.num_input_tokens or self._prompt_tokens
         self._completion_tokens += response.num_output_tokens or 0
-        self._finished = response.finish_reason is not None
-        usage = Usage(self._prompt_tokens, self._completion_tokens) if self._finished else None
+        if response.cached_tokens is not None:
+            self._cached_tokens = response.cached_tokens
+        if response.finish_reason is not None:
+            self._ended.add(response.index)
         return Chunk(
             text=response.text,
             token_ids=response.token_ids,
             logprobs=response.logprobs,
             cumulative_logprob=response.cumulative_logprob,
             finish_reason=response.finish_reason,
-            usage=usage,
+            usage=self._usage() if self._is_finished else None,
+            index=response.index,
+            prompt_logprobs=response.prompt_logprobs,
         )
+
+    @property
+    def _is_finished(self) -> bool:
+        return len(self._ended) == self._num_choices
+
+    def _usage(self) -> Usage:
+        return Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
 
     def finish(self) -> None:
         """The stream is over. A cut-off answer must not look like a whole one: ServerError."""
-        if not self._finished:
+        if not self._is_finished:
             raise ServerError("the stream ended without a finish reason: the answer is incomplete")
 
 
 def join(chunks: Sequence[Chunk]) -> Completion:
     """The whole answer."""
+    usage = chunks[-1].usage
+    assert usage is not None
+    by_choice: dict[int, list[Chunk]] = {}
+    for chunk in chunks:
+        by_choice.setdefault(chunk.index, []).append(chunk)
+    return Completion(
+        choices=tuple(_join_choice(by_choice[index]) for index in sorted(by_choice)),
+        usage=usage,
+        prompt_logprobs=next((c.prompt_logprobs for c in chunks if c.prompt_logprobs), None),
+    )
+
+
+def _join_choice(chunks: Sequence[Chunk]) -> Choice:
     last = chunks[-1]
-    assert last.finish_reason is not None and last.usage is not None
+    assert last.finish_reason is not None
     token_ids = [chunk.token_ids for chunk in chunks if chunk.token_ids is not None]
     logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
-    return Completion(
+    return Choice(
         text="".join(chunk.text for chunk in chunks),
         finish_reason=last.finish_reason,
-        usage=last.usage,
-        token_ids=tuple(i for ids in token_ids for i in ids) if token_ids else None,
-        logprobs=tuple(p for positions in logprobs for p in positions) if logprobs else None,
+        token_ids=tuple(chain.from_iterable(token_ids)) if token_ids else None,
+        logprobs=tuple(chain.from_iterable(logprobs)) if logprobs else None,
         cumulative_logprob=last.cumulative_logprob,
     )

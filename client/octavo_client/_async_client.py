@@ -18,6 +18,7 @@ from ._assemble import (
 )
 from ._errors import OctavoError
 from ._grpc import AsyncGrpcTransport
+from ._http import AsyncHttpTransport
 from ._retry import NO_RETRY, Deadline, Retry, pause_before_retry
 from ._transport import AsyncTransport, GenerationRequest
 from ._types import Chunk, Completion, Health, SamplingParameters
@@ -77,7 +78,7 @@ class AsyncClient:
     ) -> None:
         self._defaults = Defaults(model, model_version, timeout)
         self._retries = retries or NO_RETRY
-        self._transport: AsyncTransport = transport or AsyncGrpcTransport(url, headers=headers)
+        self._transport: AsyncTransport = transport or _transport_to(url, headers)
 
     async def generate(
         self,
@@ -155,7 +156,7 @@ class AsyncClient:
         attempt = 0
         while True:
             attempt += 1
-            answer = ChunkAssembler()
+            answer = ChunkAssembler(request)
             try:
                 responses = self._transport.stream(request, deadline.remaining())
                 async with contextlib.aclosing(responses):
@@ -171,3 +172,9 @@ class AsyncClient:
                 if pause is None:
                     raise
             await self._retries.async_sleep(pause)
+
+
+def _transport_to(url: str, headers: Mapping[str, str] | None) -> AsyncTransport:
+    if "://" in url:
+        return AsyncHttpTransport(url, headers=headers)
+    return AsyncGrpcTransport(url, headers=headers)

@@ -18,6 +18,7 @@ from ._assemble import (
 )
 from ._errors import OctavoError
 from ._grpc import GrpcTransport
+from ._http import HttpTransport
 from ._retry import NO_RETRY, Deadline, Retry, pause_before_retry
 from ._transport import GenerationRequest, Transport
 from ._types import Chunk, Completion, Health, SamplingParameters
@@ -61,9 +62,10 @@ class Stream(Iterator[Chunk]):
 class Client:
     """A connection to one model of an Octavo server. Many threads may use it at once.
 
-    `url` is host:port of Triton's gRPC endpoint. `timeout` (seconds, None for no limit) holds
-    for calls that do not give their own. `retries` is off unless given. `headers` go with every
-    call. `transport` replaces the connection that `url` and `headers` describe, for TLS or tests.
+    `url` is host:port of Triton's gRPC endpoint, or http://host:port of its HTTP endpoint (https
+    too; see `HttpTransport` for what differs). `timeout` (seconds, None for no limit) holds for
+    calls that do not give their own. `retries` is off unless given. `headers` go with every call.
+    `transport` replaces the connection that `url` and `headers` describe, for TLS or tests.
 
     Every generating method takes a `SamplingParameters`, and as keyword arguments its fields
     and `timeout`, `return_token_ids`, `request_id` (see `RequestOptions`). Each raises
@@ -83,7 +85,7 @@ class Client:
     ) -> None:
         self._defaults = Defaults(model, model_version, timeout)
         self._retries = retries or NO_RETRY
-        self._transport: Transport = transport or GrpcTransport(url, headers=headers)
+        self._transport: Transport = transport or _transport_to(url, headers)
 
     def generate(
         self,
@@ -164,7 +166,7 @@ class Client:
         attempt = 0
         while True:
             attempt += 1
-            answer = ChunkAssembler()
+            answer = ChunkAssembler(request)
             try:
                 remaining = deadline.remaining()
                 with contextlib.closing(self._transport.stream(request, remaining)) as responses:
@@ -180,3 +182,9 @@ class Client:
                 if pause is None:
                     raise
             self._retries.sleep(pause)
+
+
+def _transport_to(url: str, headers: Mapping[str, str] | None) -> Transport:
+    if "://" in url:
+        return HttpTransport(url, headers=headers)
+    return GrpcTransport(url, headers=headers)

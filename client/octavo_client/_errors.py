@@ -11,7 +11,8 @@
 
 Triton puts only a text into an error on a stream, not its status. So the text decides where it is
 known: Triton's own texts, and those of an Octavo model ("top_p: got 7; must be at most 1").
-Otherwise a gRPC status decides, which failed connections and some proxies give.
+Otherwise a gRPC status decides, which failed connections and some proxies give. An HTTP status
+counts as the gRPC status that it stands for, so that both transports raise the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class OctavoError(Exception):
     """Base of every error that this library raises for a request.
 
     `message` is the server's text; `status` is the gRPC status name ("UNAVAILABLE") where the
-    error came with one, else None.
+    error came with one, else None. Over HTTP it is what the HTTP status stands for; Triton's 400
+    is "INVALID_ARGUMENT" for a cancelled request too.
     """
 
     def __init__(self, message: str, *, status: str | None = None) -> None:
@@ -79,6 +81,20 @@ _BY_STATUS: dict[str, type[OctavoError]] = {
     "DATA_LOSS": ServerError,
 }
 
+# As google.rpc.Code pairs them, with those that only proxies give.
+_BY_HTTP_STATUS = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
 # Searched in this order. The first may quote a caller's value, which could hold any of the
 # others; "unknown model ... has no available versions" is a model that is being (un)loaded.
 _BY_TEXT: tuple[tuple[re.Pattern[str], type[OctavoError]], ...] = tuple(
@@ -109,3 +125,9 @@ def error_from_status(status: str | None, text: str) -> OctavoError:
         if pattern.search(message):
             return error(message, status=status)
     return _BY_STATUS.get(status or "", ServerError)(message, status=status)
+
+
+def status_from_http(code: int) -> str:
+    """The gRPC status name for an HTTP status that is not 2xx."""
+    of_its_kind = "INVALID_ARGUMENT" if 400 <= code < 500 else "INTERNAL"
+    return _BY_HTTP_STATUS.get(code, of_its_kind)

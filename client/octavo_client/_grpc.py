@@ -10,6 +10,7 @@ Triton 24.10 with a segmentation fault (seen within 60 such errors on 4 streams)
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from typing import Any
@@ -19,8 +20,14 @@ import grpc.aio
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from . import _wire
-from ._errors import OctavoError, RequestTimeoutError, error_from_status
+from . import _grpc_wire
+from ._errors import (
+    OctavoError,
+    RequestCancelledError,
+    RequestTimeoutError,
+    error_from_status,
+)
+from ._tensors import ModelForm
 from ._transport import DEADLINE_GRACE_S, GenerationRequest, Response
 from ._types import Health
 
@@ -55,7 +62,7 @@ class GrpcTransport:
             else grpc.insecure_channel(url, _CHANNEL_OPTIONS)
         )
         self._stub = GRPCInferenceServiceStub(self._channel)
-        self._batched: dict[tuple[str, str], bool] = {}
+        self._forms: dict[tuple[str, str], ModelForm] = {}
         self._closed = False
 
     def _connected(self) -> Any:
@@ -70,29 +77,29 @@ class GrpcTransport:
         stub = self._connected()
         call = None
         try:
-            batched = self._is_batched(stub, request, timeout)
-            message = _wire.encode_request(request, batched=batched, timeout=timeout)
+            form = self._form(stub, request, timeout)
+            message = _grpc_wire.encode_request(request, form, timeout)
             call = stub.ModelStreamInfer(
                 iter((message,)), timeout=_with_grace(timeout), metadata=self._headers
             )
             for received in call:
-                if _wire.is_terminal(received):
+                if _grpc_wire.is_terminal(received):
                     _drain(call)
-                yield _wire.decode_response(received)
+                yield from _grpc_wire.decode_response(received)
         except grpc.RpcError as exc:
             raise _error_from_rpc(exc, timeout) from exc
         finally:
             if call is not None:
                 call.cancel()
 
-    def _is_batched(self, stub: Any, request: GenerationRequest, timeout: float | None) -> bool:
+    def _form(self, stub: Any, request: GenerationRequest, timeout: float | None) -> ModelForm:
         """Which form of the contract the model has; asked until it is known, then remembered."""
         key = (request.model, request.model_version)
-        if key not in self._batched:
+        if key not in self._forms:
             query = _metadata_query(request)
             answer = stub.ModelMetadata(query, timeout=timeout, metadata=self._headers)
-            self._batched[key] = _wire.is_batched(answer)
-        return self._batched[key]
+            self._forms[key] = _grpc_wire.model_form(answer)
+        return self._forms[key]
 
     def health(self, model: str, model_version: str, timeout: float | None) -> Health:
         """See `Transport.health`."""
@@ -131,7 +138,7 @@ class AsyncGrpcTransport:
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
-        self._batched: dict[tuple[str, str], bool] = {}
+        self._forms: dict[tuple[str, str], ModelForm] = {}
         self._closed = False
 
     def _connected(self) -> Any:
@@ -154,31 +161,37 @@ class AsyncGrpcTransport:
         stub = self._connected()
         call = None
         try:
-            batched = await self._is_batched(stub, request, timeout)
-            message = _wire.encode_request(request, batched=batched, timeout=timeout)
+            form = await self._form(stub, request, timeout)
+            message = _grpc_wire.encode_request(request, form, timeout)
             call = stub.ModelStreamInfer(
                 iter((message,)), timeout=_with_grace(timeout), metadata=self._headers
             )
             async for received in call:
-                if _wire.is_terminal(received):
+                if _grpc_wire.is_terminal(received):
                     await _drain_async(call)
-                yield _wire.decode_response(received)
+                for response in _grpc_wire.decode_response(received):
+                    yield response
         except grpc.RpcError as exc:
             raise _error_from_rpc(exc, timeout) from exc
+        except asyncio.CancelledError as exc:
+            # A closing channel raises it too, in tasks that nobody has cancelled.
+            if not self._closed:
+                raise
+            raise RequestCancelledError("the client was closed", status="CANCELLED") from exc
         finally:
             if call is not None:
                 call.cancel()
 
-    async def _is_batched(
+    async def _form(
         self, stub: Any, request: GenerationRequest, timeout: float | None
-    ) -> bool:
-        """See `GrpcTransport._is_batched`."""
+    ) -> ModelForm:
+        """See `GrpcTransport._form`."""
         key = (request.model, request.model_version)
-        if key not in self._batched:
+        if key not in self._forms:
             query = _metadata_query(request)
             answer = await stub.ModelMetadata(query, timeout=timeout, metadata=self._headers)
-            self._batched[key] = _wire.is_batched(answer)
-        return self._batched[key]
+            self._forms[key] = _grpc_wire.model_form(answer)
+        return self._forms[key]
 
     async def health(self, model: str, model_version: str, timeout: float | None) -> Health:
         """See `Transport.health`."""

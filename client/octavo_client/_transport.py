@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ._types import Health, SamplingParameters, TokenLogprobs
+from ._types import Health, PromptLogprobs, SamplingParameters, TokenLogprobs
 
 DEADLINE_GRACE_S = 0.25
 """How much longer than the server the client waits, so that the server's own answer to an
@@ -37,23 +37,31 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One message of the server, independent of the protocol; None where it had no such output."""
+    """What one message of the server says of one choice; None where it had no such output.
+
+    A message about n choices is n of these.
+    """
 
     text: str = ""
     finish_reason: str | None = None
+    """Why the choice has ended, in every message from then on."""
     num_input_tokens: int | None = None
     num_output_tokens: int | None = None
-    """New tokens in this response alone."""
+    """New tokens of the choice in this message alone."""
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     cumulative_logprob: float | None = None
-    final: bool = False
-    """Nothing follows."""
+    index: int = 0
+    """Which choice, from 0."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """In the first message, for its first choice."""
+    cached_tokens: int | None = None
 
     @property
     def is_empty(self) -> bool:
-        """It only says that the stream is over."""
-        return not (self.text or self.finish_reason or self.num_output_tokens or self.token_ids)
+        """It has nothing new."""
+        news = (self.text, self.finish_reason, self.num_output_tokens, self.token_ids)
+        return not any(news) and self.prompt_logprobs is None
 
 
 class Transport(Protocol):

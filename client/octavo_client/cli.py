@@ -31,7 +31,10 @@ app = typer.Typer(
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130
 
-Url = Annotated[str, typer.Option(help="host:port of Triton's gRPC endpoint.")]
+Url = Annotated[
+    str,
+    typer.Option(help="host:port of Triton's gRPC endpoint, or http://host:port of its HTTP one."),
+]
 Model = Annotated[str, typer.Option(help="Name of the model.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="At most this many new tokens.")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="0 is greedy.")]

@@ -1,55 +1,57 @@
-"""A gRPC server that speaks Triton's protocol and answers what a test tells it to."""
+"""Servers that answer what a test tells them to: what those of both protocols have in common."""
 
 from __future__ import annotations
 
 import json
-import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
-from tritonclient.grpc import service_pb2 as pb
-from tritonclient.grpc.service_pb2_grpc import (
-    GRPCInferenceServiceServicer,
-    add_GRPCInferenceServiceServicer_to_server,
-)
-
 Script = Callable[["Received"], Iterator[Any]]
+Columns = dict[str, tuple[str, list[Any]]]
+"""Datatype and elements of each output."""
 
 
 @dataclass
-class Received:
-    """One ModelStreamInfer call, as the server saw it."""
+class Received(ABC):
+    """One generation, as the server saw it. A script yields what the methods here return."""
 
-    request: Any
     metadata: dict[str, str]
-    context: Any
-    batched: bool
-    ended: threading.Event = field(default_factory=threading.Event)
+    """The headers, in lower case."""
+    request_id: str
+    model_version: str
+    ended: threading.Event = field(default_factory=threading.Event, kw_only=True)
     """The call is over, in whatever way."""
-    completed: bool = False
+    completed: bool = field(default=False, kw_only=True)
     """The script came to its end before the call did: nobody cancelled it."""
 
     @property
+    @abstractmethod
     def inputs(self) -> dict[str, Any]:
         """The values by name; a single element is unwrapped."""
-        values: dict[str, Any] = {}
-        for tensor in self.request.inputs:
-            contents = tensor.contents
-            elements = [
-                *(text.decode() for text in contents.bytes_contents),
-                *contents.bool_contents,
-                *contents.int_contents,
-            ]
-            values[tensor.name] = elements[0] if tensor.name != "input_ids" else elements
-        return values
 
     @property
-    def shapes(self) -> dict[str, list[int]]:
-        return {tensor.name: list(tensor.shape) for tensor in self.request.inputs}
+    @abstractmethod
+    def wanted(self) -> set[str]:
+        """The outputs that were asked for."""
+
+    @abstractmethod
+    def response(self, columns: Columns, final: bool) -> Any:
+        """A message with these outputs."""
+
+    @abstractmethod
+    def flag_only(self) -> Any:
+        """The empty final response."""
+
+    @abstractmethod
+    def error(self, text: str) -> Any:
+        """A model's error, which is the last response."""
+
+    @abstractmethod
+    def front_end_error(self, text: str) -> Any:
+        """An error of Triton's front end: the model has not seen the request."""
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -59,64 +61,48 @@ class Received:
 
     def reply(
         self,
-        text: str,
-        finish_reason: str = "None",
+        text: str | list[str],
+        finish_reason: str | list[str] = "None",
         *,
-        tokens: int = 1,
+        tokens: int | list[int] = 1,
         final: bool | None = None,
-        **outputs: Any,
+        token_ids: list[int] | None = None,
+        logprobs: Any = None,
+        cumulative: float | list[float] = 0.0,
+        prompt_logprobs: Any = None,
     ) -> Any:
-        """A response with the outputs that were asked for; final if it has a finish reason."""
-        ids = outputs.pop("token_ids", list(range(tokens)))
-        values = {
-            "text_output": ("BYTES", _bytes(text)),
-            "finish_reason": ("BYTES", _bytes(finish_reason)),
-            "num_input_tokens": ("UINT32", struct.pack("<I", 3)),
-            "num_output_tokens": ("UINT32", struct.pack("<I", tokens)),
-            "token_ids": ("INT32", struct.pack(f"<{len(ids)}i", *ids)),
-            "logprobs": ("BYTES", _bytes(json.dumps(outputs.pop("logprobs", None)))),
-            "cumulative_logprob": ("FP32", struct.pack("<f", outputs.pop("cumulative", 0.0))),
+        """A response with the outputs that were asked for; final if all have a finish reason.
+
+        Of several choices, give lists; then `logprobs` is a list with what each has.
+        """
+        texts, reasons, counts = _listed(text), _listed(finish_reason), _listed(tokens)
+        ids = list(range(sum(counts))) if token_ids is None else token_ids
+        positions = logprobs if isinstance(text, list) and logprobs else [logprobs] * len(texts)
+        columns: Columns = {
+            "text_output": ("BYTES", texts),
+            "finish_reason": ("BYTES", reasons),
+            "num_input_tokens": ("UINT32", [3]),
+            "num_output_tokens": ("UINT32", counts),
+            "token_ids": ("INT32", ids),
+            "logprobs": ("BYTES", [json.dumps(entry) for entry in positions]),
+            "cumulative_logprob": ("FP32", _listed(cumulative)),
+            "prompt_logprobs": ("BYTES", [json.dumps(prompt_logprobs)]),
+            "cached_tokens": ("UINT32", [2]),
         }
-        assert not outputs
-        response = pb.ModelStreamInferResponse()
-        for wanted in self.request.outputs:
-            datatype, raw = values[wanted.name]
-            size = len(ids) if wanted.name == "token_ids" else 1
-            shape = [1, size] if self.batched else [size]
-            response.infer_response.outputs.add(name=wanted.name, datatype=datatype, shape=shape)
-            response.infer_response.raw_output_contents.append(raw)
-        is_final = finish_reason != "None" if final is None else final
-        response.infer_response.parameters["triton_final_response"].bool_param = is_final
-        return response
-
-    def flag_only(self) -> Any:
-        """The empty final response."""
-        response = pb.ModelStreamInferResponse()
-        response.infer_response.parameters["triton_final_response"].bool_param = True
-        return response
-
-    def error(self, text: str) -> Any:
-        """A model's error, with the final flag."""
-        response = self.flag_only()
-        response.error_message = text
-        return response
-
-    def front_end_error(self, text: str) -> Any:
-        """An error of Triton's front end, which carries no flag."""
-        return pb.ModelStreamInferResponse(error_message=f"[request id: <id_unknown>] {text}")
+        is_final = "None" not in reasons if final is None else final
+        return self.response({n: columns[n] for n in columns if n in self.wanted}, is_final)
 
     def wait_for_end(self) -> None:
         """Stay silent until the client leaves."""
         assert self.ended.wait(10), "the client is still there"
 
 
-def _bytes(text: str) -> bytes:
-    raw = text.encode()
-    return struct.pack("<I", len(raw)) + raw
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def say_hello(call: Received) -> Iterator[Any]:
-    """Three chunks, the last with the final flag; or all at once."""
+    """Three chunks, the last of them final; or all at once."""
     if not call.inputs["stream"]:
         yield call.reply("Hello, world", "stop", tokens=3)
         return
@@ -125,55 +111,42 @@ def say_hello(call: Received) -> Iterator[Any]:
     yield call.reply("ld", "stop")
 
 
-class ScriptedServer(GRPCInferenceServiceServicer):  # type: ignore[misc]
+class ScriptedServer(ABC):
     """Set `script` to decide the answers; `received` keeps the calls."""
+
+    url: str
 
     def __init__(self, *, batched: bool = True) -> None:
         self.batched = batched
         self.script: Script = say_hello
-        self.received: list[Received] = []
+        self.received: list[Any] = []
         self.arrived = threading.Semaphore(0)
         self.metadata_queries = 0
         self.model_ready = True
         self.takes_text = True
-        self._server = grpc.server(ThreadPoolExecutor(max_workers=40))
-        add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        self._server.start()
+        self.counts_cached_tokens = False
 
-    def stop(self) -> None:
-        self._server.stop(None).wait()
+    @abstractmethod
+    def stop(self) -> None: ...
 
     @property
-    def last(self) -> Received:
+    def last(self) -> Any:
         return self.received[-1]
 
-    def ModelStreamInfer(self, request_iterator: Iterator[Any], context: Any) -> Iterator[Any]:
-        metadata = dict(context.invocation_metadata())
-        call = Received(next(request_iterator), metadata, context, self.batched)
-        context.add_callback(call.ended.set)
+    @property
+    def input_shapes(self) -> dict[str, tuple[str, list[int]]]:
+        """What the model's metadata says, as far as it matters here."""
+        shape = [-1, 1] if self.batched else [1]
+        inputs = {"stream": ("BOOL", shape)}
+        if self.takes_text:
+            inputs["text_input"] = ("BYTES", shape)
+        if self.counts_cached_tokens:
+            inputs["return_cached_tokens"] = ("BOOL", shape)
+        return inputs
+
+    def run(self, call: Received) -> Iterator[Any]:
+        """What the script says, with the call kept."""
         self.received.append(call)
         self.arrived.release()
         yield from self.script(call)
         call.completed = not call.ended.is_set()
-
-    def ModelMetadata(self, request: Any, context: Any) -> Any:
-        self.metadata_queries += 1
-        if request.name != "llm":
-            text = f"Request for unknown model: '{request.name}' is not found"
-            context.abort(grpc.StatusCode.NOT_FOUND, text)
-        answer = pb.ModelMetadataResponse(name="llm", versions=["1"], platform="python")
-        shape = [-1, 1] if self.batched else [1]
-        answer.inputs.add(name="stream", datatype="BOOL", shape=shape)
-        if self.takes_text:
-            answer.inputs.add(name="text_input", datatype="BYTES", shape=shape)
-        return answer
-
-    def ServerLive(self, request: Any, context: Any) -> Any:
-        return pb.ServerLiveResponse(live=True)
-
-    def ServerReady(self, request: Any, context: Any) -> Any:
-        return pb.ServerReadyResponse(ready=True)
-
-    def ModelReady(self, request: Any, context: Any) -> Any:
-        return pb.ModelReadyResponse(ready=self.model_ready and request.name == "llm")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from octavo_client import Chunk, Client, Completion, Logprob, ServerError, Usage
+from octavo_client import Choice, Chunk, Client, Completion, Logprob, ServerError, Usage
 from tests.client.scripted_server import Received, ScriptedServer
 
 
@@ -23,7 +23,10 @@ def test_stream_yields_chunks_and_the_last_has_finish_reason_and_usage(client: C
 
 
 def test_generate_returns_the_whole_answer(client: Client, server: ScriptedServer) -> None:
-    assert client.generate("Say hello") == Completion("Hello, world", "stop", Usage(3, 3))
+    whole = client.generate("Say hello")
+
+    assert whole == Completion((Choice("Hello, world", "stop"),), Usage(3, 3))
+    assert (whole.text, whole.finish_reason) == ("Hello, world", "stop")
     assert server.last.inputs["stream"] is False
 
 
@@ -64,7 +67,7 @@ def test_last_chunk_may_have_neither_text_nor_tokens(
 
     server.script = script
 
-    assert client.generate("Say all") == Completion("all", "stop", Usage(3, 2))
+    assert client.generate("Say all") == Completion((Choice("all", "stop"),), Usage(3, 2))
 
 
 def test_token_ids_and_logprobs_come_when_asked_for(client: Client, server: ScriptedServer) -> None:
@@ -109,16 +112,26 @@ def test_answer_that_ends_without_a_finish_reason_is_an_error(
         next(stream)
 
 
-@pytest.mark.parametrize("raw", [b"\x05\x00\x00\x00ab", b"\x01", b"\x01\x00\x00\x00\xff"])
-def test_malformed_text_is_an_error_of_the_server(
-    client: Client, server: ScriptedServer, raw: bytes
-) -> None:
+def test_prompt_logprobs_come_with_the_first_chunk(client: Client, server: ScriptedServer) -> None:
+    second = {"7": {"logprob": -0.5, "rank": 2, "decoded_token": "b"}}
+
     def script(call: Received) -> Iterator[Any]:
-        response = call.reply("", "stop")
-        response.infer_response.raw_output_contents[0] = raw
-        yield response
+        yield call.reply("", tokens=0, prompt_logprobs=[None, second])
+        yield call.reply("c", "stop", prompt_logprobs=None)
 
     server.script = script
+    expected = (None, {7: Logprob(-0.5, 2, "b")})
 
-    with pytest.raises(ServerError, match="cannot read the server's response"):
-        client.generate("Say hello")
+    first, last = client.stream("ab", prompt_logprobs=0)
+    assert (first.prompt_logprobs, last.prompt_logprobs) == (expected, None)
+    whole = client.generate("ab", prompt_logprobs=0)
+    assert whole.prompt_logprobs == expected and whole.logprobs is None
+
+
+def test_cached_tokens_are_counted_where_the_model_tells(
+    client: Client, server: ScriptedServer
+) -> None:
+    server.counts_cached_tokens = True
+
+    assert client.generate("Say hello").usage == Usage(3, 3, cached_tokens=2)
+    assert server.last.inputs["return_cached_tokens"] is True

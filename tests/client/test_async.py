@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest_asyncio
 
 from octavo_client import (
     AsyncClient,
+    Choice,
     Chunk,
     Client,
     Completion,
     Health,
     RejectedError,
+    RequestCancelledError,
     RequestTimeoutError,
     Retry,
     ServerError,
@@ -44,7 +47,7 @@ async def assert_cancelled(call: Received) -> None:
 async def test_generate_chat_and_streams(aclient: AsyncClient, server: ScriptedServer) -> None:
     messages = [{"role": "user", "content": "Say hello"}]
 
-    whole = Completion("Hello, world", "stop", Usage(3, 3))
+    whole = Completion((Choice("Hello, world", "stop"),), Usage(3, 3))
     assert await aclient.generate("Say hello", max_tokens=5) == whole
     assert await aclient.chat(messages) == whole
     chunks = [
@@ -66,7 +69,8 @@ async def test_requests_are_those_of_the_sync_client(
     await aclient.generate("Say hello", temperature=0.5, priority=1, logprobs=2, request_id="r")
 
     by_sync, by_async = server.received
-    assert by_async.request == by_sync.request
+    assert by_async.inputs == by_sync.inputs
+    assert by_async.request_id == by_sync.request_id == "r"
 
 
 async def test_streams_run_at_once(aclient: AsyncClient, server: ScriptedServer) -> None:
@@ -147,6 +151,26 @@ async def test_timeout(aclient: AsyncClient, server: ScriptedServer) -> None:
     await assert_cancelled(server.last)
 
 
+async def test_timeout_is_not_counted_anew_from_each_chunk(
+    aclient: AsyncClient, server: ScriptedServer
+) -> None:
+    def script(call: Received) -> Iterator[Any]:
+        yield call.reply("a")
+        assert not call.ended.wait(0.8)
+        yield call.reply("b")
+        call.wait_for_end()
+
+    await aclient.generate("Connect")
+    server.script = script
+    started = time.monotonic()
+
+    with pytest.raises(RequestTimeoutError, match="no whole answer within"):
+        await aclient.generate("Go on", timeout=1)
+
+    assert 1 <= time.monotonic() - started < 1.9
+    await assert_cancelled(server.last)
+
+
 @pytest.mark.parametrize(
     ("text", "kind"), [("Exceeds maximum queue size", RejectedError), ("boom", ServerError)]
 )
@@ -200,6 +224,30 @@ async def test_wrong_arguments_raise_at_once(aclient: AsyncClient) -> None:
         aclient.stream("Say hello", temprature=1)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="timeout is"):
         aclient.stream("Say hello", timeout=0)
+
+
+async def test_closing_the_client_ends_its_requests(
+    aclient: AsyncClient, server: ScriptedServer
+) -> None:
+    def script(call: Received) -> Iterator[Any]:
+        if call.inputs["stream"]:
+            yield call.reply("Hel")
+        call.wait_for_end()
+
+    server.script = script
+    stream = aclient.stream("Say hello")
+    await anext(stream)
+    waiting = asyncio.create_task(aclient.generate("Say hello"))
+    await asyncio.to_thread(server.arrived.acquire)
+    await asyncio.to_thread(server.arrived.acquire)
+
+    await aclient.close()
+
+    for pending in (waiting, anext(stream)):
+        with pytest.raises(RequestCancelledError):
+            await pending
+    for call in server.received:
+        await assert_cancelled(call)
 
 
 async def test_closed_client_says_so(server: ScriptedServer) -> None:

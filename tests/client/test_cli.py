@@ -81,7 +81,7 @@ def test_complete_as_json(server: ScriptedServer) -> None:
     assert answer == {
         "text": "Hello, world",
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 3, "completion_tokens": 3},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": None},
     }
 
 
@@ -111,7 +111,7 @@ def test_missing_server_is_one_line_and_exit_code_1(dead_url: str) -> None:
     [
         ["complete", "hi", "--max-tokens", "0"],
         ["complete", "hi", "--timeout", "0"],
-        ["complete", "hi", "--url", "http://localhost:8000"],
+        ["complete", "hi", "--url", "ftp://localhost:8000"],
         ["complete", "hi", "--no-such-option"],
         ["no-such-command"],
     ],

@@ -18,13 +18,10 @@ def stay_silent(call: Received) -> Iterator[Any]:
     yield call.flag_only()
 
 
-def test_timeout_is_sent_as_deadline_and_as_queue_timeout(
-    client: Client, server: ScriptedServer
-) -> None:
+def test_timeout_is_sent_as_deadline(client: Client, server: ScriptedServer) -> None:
     client.generate("Say hello", timeout=30)
 
     assert 29_000 < server.last.sampling["deadline_ms"] <= 30_000
-    assert 29e6 < server.last.request.parameters["timeout"].int64_param <= 30e6
 
 
 def test_deadline_of_the_server_may_differ(client: Client, server: ScriptedServer) -> None:
@@ -73,10 +70,30 @@ def test_timeout_holds_for_the_whole_answer(client: Client, server: ScriptedServ
     assert len(texts) > 1
 
 
-def test_servers_own_word_about_the_deadline_is_waited_for(
-    client: Client, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+def test_timeout_is_not_counted_anew_from_each_chunk(
+    client: Client, server: ScriptedServer
 ) -> None:
-    monkeypatch.setattr("octavo_client._grpc.DEADLINE_GRACE_S", 10.0)
+    def script(call: Received) -> Iterator[Any]:
+        yield call.reply("a")
+        assert not call.ended.wait(0.8)
+        yield call.reply("b")
+        call.wait_for_end()
+
+    client.generate("Connect")
+    server.script = script
+    started = time.monotonic()
+
+    with pytest.raises(RequestTimeoutError, match="no whole answer within"):
+        list(client.stream("Go on", timeout=1))
+
+    assert 1 + DEADLINE_GRACE_S <= time.monotonic() - started < 1.9
+    assert server.last.ended.wait(5) and not server.last.completed
+
+
+def test_servers_own_word_about_the_deadline_is_waited_for(
+    client: Client, server: ScriptedServer, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"octavo_client._{protocol}.DEADLINE_GRACE_S", 10.0)
 
     def script(call: Received) -> Iterator[Any]:
         call.ended.wait(call.sampling["deadline_ms"] / 1000)

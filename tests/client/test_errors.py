@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 
 import octavo_client
@@ -48,19 +48,6 @@ MODEL = [
     ("ValueError: logits are not finite", ServerError),
     ("boom", ServerError),
 ]
-STATUSES = {
-    "INVALID_ARGUMENT": InvalidRequestError,
-    "NOT_FOUND": UnknownModelError,
-    "UNIMPLEMENTED": InvalidRequestError,
-    "UNAUTHENTICATED": InvalidRequestError,
-    "PERMISSION_DENIED": InvalidRequestError,
-    "RESOURCE_EXHAUSTED": RejectedError,
-    "DEADLINE_EXCEEDED": RequestTimeoutError,
-    "UNAVAILABLE": UnavailableError,
-    "CANCELLED": RequestCancelledError,
-    "INTERNAL": ServerError,
-    "UNKNOWN": ServerError,
-}
 
 
 @pytest.mark.parametrize(("text", "kind"), FRONT_END)
@@ -77,7 +64,6 @@ def test_front_end_errors(
 
     assert type(caught.value) is kind
     assert caught.value.message == text
-    assert caught.value.status is None
 
 
 @pytest.mark.parametrize(("text", "kind"), MODEL)
@@ -94,45 +80,6 @@ def test_model_errors(
 
     assert type(caught.value) is kind
     assert str(caught.value) == text
-
-
-@pytest.mark.parametrize("status", STATUSES)
-def test_grpc_statuses(client: Client, server: ScriptedServer, status: str) -> None:
-    def script(call: Received) -> Iterator[Any]:
-        call.context.abort(grpc.StatusCode[status], "something happened")
-        yield
-
-    server.script = script
-
-    with pytest.raises(OctavoError) as caught:
-        client.generate("Say hello")
-
-    assert type(caught.value) is STATUSES[status]
-    assert caught.value.status == status
-    assert caught.value.message == "something happened"
-    assert isinstance(caught.value.__cause__, grpc.RpcError)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("Exceeds maximum queue size", RejectedError),
-        ("Request timeout expired", RequestTimeoutError),
-    ],
-)
-def test_text_says_more_than_a_status(
-    client: Client, server: ScriptedServer, text: str, kind: type[OctavoError]
-) -> None:
-    def script(call: Received) -> Iterator[Any]:
-        call.context.abort(grpc.StatusCode.UNAVAILABLE, text)
-        yield
-
-    server.script = script
-
-    with pytest.raises(kind) as caught:
-        client.generate("Say hello")
-
-    assert caught.value.status == "UNAVAILABLE"
 
 
 def test_error_in_the_middle_comes_after_the_chunks(client: Client, server: ScriptedServer) -> None:
@@ -193,6 +140,29 @@ def test_closing_the_client_ends_its_streams(client: Client, server: ScriptedSer
     closing.join()
     with pytest.raises(RuntimeError, match="closed"):
         client.generate("Say hello")
+
+
+def test_closing_the_client_ends_a_request_without_an_answer(
+    client: Client, server: ScriptedServer
+) -> None:
+    def script(call: Received) -> Iterator[Any]:
+        call.wait_for_end()
+        yield call.flag_only()
+
+    def close_once_it_has_arrived() -> None:
+        server.arrived.acquire()
+        client.close()
+
+    server.script = script
+    closing = threading.Thread(target=close_once_it_has_arrived)
+    closing.start()
+    started = time.monotonic()
+
+    with pytest.raises(RequestCancelledError):
+        client.generate("Say hello")
+    assert time.monotonic() - started < 5, "only the server's patience has ended it"
+    closing.join()
+    assert server.last.ended.wait(5) and not server.last.completed
 
 
 def test_all_errors_are_of_one_family() -> None:

@@ -20,7 +20,7 @@ class ScriptedTransport:
         self.requests.append(request)
         yield Response("Hello", num_input_tokens=2, num_output_tokens=1)
         yield Response("!", "stop", num_output_tokens=1)
-        yield Response(final=True)
+        yield Response()
 
     def health(self, model: str, model_version: str, timeout: float | None) -> Health:
         return Health(True, True, model == "other")

@@ -10,7 +10,9 @@ from tritonclient.grpc import model_config_pb2
 from octavo.cli.paths import default_repository
 from octavo.sampling_params import NAMES
 from octavo.serving import wire
-from octavo_client import GenerationRequest, SamplingParameters, _wire
+from octavo_client import GenerationRequest, SamplingParameters
+from octavo_client._grpc_wire import encode_request
+from octavo_client._tensors import ModelForm
 
 CONFIGS = {"batched": "config.pbtxt", "flat": "configs/vllm.pbtxt"}
 
@@ -90,18 +92,21 @@ PROMPTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["text", "messages", "ids"])
 @pytest.mark.parametrize("form", CONFIGS)
 def test_client_sends_declared_tensors(form: str, prompt: dict[str, Any]) -> None:
-    sampling = SamplingParameters(logprobs=1, priority=1, max_tokens=3)
+    sampling = SamplingParameters(logprobs=1, prompt_logprobs=1, priority=1, max_tokens=3)
     request = GenerationRequest(
         model="llm", sampling=sampling, return_token_ids=True, stream=True, **prompt
     )
-    message = _wire.encode_request(request, batched=form == "batched", timeout=2.0)
+    batched = form == "batched"
+    message = encode_request(
+        request, ModelForm(batched=batched, counts_cached_tokens=True), timeout=2.0
+    )
     config = read_config(form)
     inputs = declared(config.input)
     for tensor in message.inputs:
         data_type, dims = inputs[tensor.name]
         assert f"TYPE_{tensor.datatype}".replace("BYTES", "STRING") == data_type
         shape = list(tensor.shape)
-        assert shape[:-1] == ([1] if form == "batched" else [])
+        assert shape[:-1] == ([1] if batched else [])
         assert dims in ([-1], shape[-1:])
     asked = {output.name for output in message.outputs}
     assert asked <= {*declared(config.output)}
@@ -112,17 +117,6 @@ def _flagged(message: Any, output: str) -> bool:
     return any(tensor.name == wire.RETURN_FLAGS[output] for tensor in message.inputs)
 
 
-PLANNED = {"tenant", "cache"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            n, marks=pytest.mark.xfail(reason="not implemented yet") if n in PLANNED else ()
-        )
-        for n in SamplingParameters.__dataclass_fields__
-    ],
-)
+@pytest.mark.parametrize("name", SamplingParameters.__dataclass_fields__)
 def test_client_sampling_parameter_is_known_to_the_server(name: str) -> None:
     assert name in NAMES
