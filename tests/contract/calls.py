@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -109,9 +110,11 @@ class Server:
         array = np.array(encoded, dtype=object if isinstance(encoded[0], bytes) else None)
         return array[None] if self.batched else array
 
-    def post(self, route: str, body: Any) -> httpx.Response:
+    def post(self, route: str, body: Any, model: str | None = None) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx.post(f"{self.model_url}/{route}", content=content, timeout=60, trust_env=False)
+        name = model or self.settings.model_name
+        url = f"{self.settings.http_url}/v2/models/{name}/{route}"
+        return httpx.post(url, content=content, timeout=60, trust_env=False)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample at /metrics; 0 if there is none."""
@@ -120,6 +123,11 @@ class Server:
             if all(f'{key}="{wanted}"' in line_labels for key, wanted in labels.items()):
                 return float(value)
         return 0.0
+
+    def settled_metric(self, name: str, **labels: str) -> float:
+        """With everything in it that has happened so far: metrics are up to a second old."""
+        time.sleep(1.2)
+        return self.metric(name, **labels)
 
 
 def collect_into(

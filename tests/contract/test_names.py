@@ -40,12 +40,18 @@ OUR_INPUTS = {
     "messages": ("TYPE_STRING", [1]),
     "input_ids": ("TYPE_INT32", [-1]),
     "return_token_ids": ("TYPE_BOOL", [1]),
+    "return_prompt_logprobs": ("TYPE_BOOL", [1]),
+    "return_cached_tokens": ("TYPE_BOOL", [1]),
 }
-OUR_OUTPUTS = {"token_ids": ("TYPE_INT32", [-1])}
+OUR_OUTPUTS = {
+    "token_ids": ("TYPE_INT32", [-1]),
+    "prompt_logprobs": ("TYPE_STRING", [-1]),
+    "cached_tokens": ("TYPE_UINT32", [1]),
+}
 
 
-def read_config(form: str) -> Any:
-    path: Path = default_repository() / "llm" / CONFIGS[form]
+def read_config(form: str, model: str = "llm") -> Any:
+    path: Path = default_repository() / model / CONFIGS[form]
     return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
@@ -62,10 +68,17 @@ def test_config_declares_the_tensors(form: str) -> None:
     assert all(tensor.optional for tensor in config.input)
 
 
+@pytest.mark.parametrize("form", CONFIGS)
+def test_unary_model_differs_only_in_being_answered_at_once(form: str) -> None:
+    unary, streaming = read_config(form, "llm_unary"), read_config(form)
+    assert not unary.model_transaction_policy.decoupled
+    assert unary.parameters.pop("engine_model").string_value == "llm"
+    streaming.ClearField("model_transaction_policy")
+    assert unary == streaming
+
+
 def test_wire_names_every_declared_tensor() -> None:
-    inputs = {wire.TEXT_INPUT, wire.MESSAGES, wire.INPUT_IDS, wire.STREAM}
-    inputs |= {wire.SAMPLING_PARAMETERS, wire.EXCLUDE_INPUT, *wire.RETURN_FLAGS.values()}
-    assert inputs == {*VLLM_INPUTS, *OUR_INPUTS}
+    assert {*wire.INPUTS} == {*VLLM_INPUTS, *OUR_INPUTS}
     assert {wire.TEXT_OUTPUT, *wire.RETURN_FLAGS} == {*VLLM_OUTPUTS, *OUR_OUTPUTS}
     assert all(flag == f"return_{output}" for output, flag in wire.RETURN_FLAGS.items())
 
