@@ -133,13 +133,16 @@ class Decoder:
             else torch.tensor(config.embedding_scale, dtype=dtype)
         )  # fmt: skip
 
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids [T] → [T, hidden]."""
+        embedded = F.embedding(token_ids, self.embedding)
+        return embedded if self._embedding_scale is None else embedded * self._embedding_scale
+
     def forward(self, batch: "ForwardBatch", kv_cache: "KVCache") -> Tensor:
         """Logits of the batch's sample_indices, [N, vocab_size] float32. Keys and values of
         all its tokens are stored in `kv_cache`."""
         rotary = [table.at(batch.positions) for table in self._rotary]
-        x = F.embedding(batch.token_ids, self.embedding)
-        if self._embedding_scale is not None:
-            x = x * self._embedding_scale
+        x = self.embed(batch.token_ids)
         residual = torch.zeros_like(x)
         for layer, which in zip(self.layers, self._rotary_of, strict=True):
             x, residual = layer.forward(x, residual, rotary[which], batch, kv_cache)

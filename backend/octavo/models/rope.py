@@ -63,6 +63,8 @@ def read_rope(
 ) -> RopeConfig:
     """From `rope_scaling` or `rope_parameters`, `rope_theta` included. Raises ConfigError."""
     kind = section.values.get("rope_type", section.values.get("type", "default"))
+    if kind == "su":  # longrope's first name
+        kind = "longrope"
     if kind not in [*kinds]:  # a list: what is in the file may not be hashable
         raise UnsupportedModelError(section.path("rope_type"), kind, ", ".join(kinds))
     missing = [key for key in _NEEDED.get(kind, ()) if section.values.get(key) is None]
