@@ -126,7 +126,9 @@ def _gemma3(config: ConfigSection) -> ModelConfig:
     config = config.with_defaults(max_position_embeddings=131_072, **_GEMMA_DEFAULTS)
     config.only("attn_logit_softcapping", None)
     ropes = config.section("rope_parameters", objects=(_FULL, _SLIDING))
-    full = ropes.section(_FULL).overridden(**config.section("rope_scaling").values)
+    full, scaling = ropes.section(_FULL), config.section("rope_scaling")
+    if scaling.values:
+        full = scaling.with_defaults(**full.values)
     full = full.with_defaults(rope_theta=config.number("rope_theta", 1e6))
     sliding = ropes.section(_SLIDING).with_defaults(
         rope_theta=config.number("rope_local_base_freq", 1e4)
