@@ -147,6 +147,8 @@ def distance(ours: Tensor, expected: Tensor) -> float:
 def test_family_equals_transformers(case: Case, tmp_path: Path) -> None:
     theirs = case.write(tmp_path)
     engine = make_engine(tmp_path, max_num_batched_tokens=16, max_num_seqs=3)
+    weights = sum(parameter.nbytes for parameter in theirs.parameters())
+    assert engine.runner.model.num_bytes == weights
     prompts = random_prompts([*case.lengths])
     for prompt in prompts:
         expected = their_logits(theirs, prompt)

@@ -145,7 +145,7 @@ SIZES = [
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
 ]  # fmt: skip
-BAD_SIZES = [0, -4, 4.5, 64.0, "64", True, [64], {}, float("inf"), float("nan")]
+BAD_SIZES = [0, -4, 2**31, 10**400, 4.5, 64.0, "64", True, [64], {}, float("inf"), float("nan")]
 
 
 @pytest.mark.parametrize("value", BAD_SIZES)
@@ -164,7 +164,9 @@ def test_more_heads_than_hidden_size_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, "head_dim = 0", head_dim=None, num_attention_heads=128)
 
 
-@pytest.mark.parametrize("value", [0, -1e-6, "1e-6", True, [1e-6], float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [0, -1e-6, "1e-6", True, [1e-6], float("nan"), float("inf"), 10**400]
+)
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
 def test_numbers_are_above_zero(tmp_path: Path, key: str, value: object) -> None:
     assert_refused(tmp_path, f"config.json: {key} = {value!r}; a number above 0", **{key: value})

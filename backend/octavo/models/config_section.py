@@ -1,13 +1,16 @@
 """Typed reading of config.json: what is not as it should be is refused by key and value."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import ConfigError, UnsupportedModelError
+
+LARGEST_SIZE = 2**31 - 1
+LARGEST_NUMBER = sys.float_info.max  # a JSON number may have more digits than a float holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +58,19 @@ class ConfigSection:
 
     def size(self, key: str, default: int | None = None) -> int:
         value = default if self.values.get(key) is None else self.values[key]
-        if type(value) is not int or value < 1:
-            raise self._bad(key, value, "a whole number of at least 1")
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise self._bad(key, value, f"a whole number from 1 to {LARGEST_SIZE}")
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
         value = default if self.values.get(key) is None else self.values[key]
-        if type(value) is not int or value < 0:
-            raise self._bad(key, value, "a whole number of at least 0")
+        if type(value) is not int or not 0 <= value <= LARGEST_SIZE:
+            raise self._bad(key, value, f"a whole number from 0 to {LARGEST_SIZE}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value: Any = default if self.values.get(key) is None else self.values[key]
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < value <= LARGEST_NUMBER:
             raise self._bad(key, value, "a number above 0")
         return float(value)
 
@@ -76,7 +79,7 @@ class ConfigSection:
         if (
             not isinstance(value, list)
             or len(value) != count
-            or not all(type(v) in (int, float) and 0 < v < math.inf for v in value)
+            or not all(type(v) in (int, float) and 0 < v <= LARGEST_NUMBER for v in value)
         ):
             raise self._bad(key, value, f"a list of {count} numbers above 0")
         return tuple(map(float, value))

@@ -50,7 +50,7 @@ class DecoderLayer:
         self.output_norm = norm(names.output_norm) if names.output_norm else None
         self.mlp_norm = norm(names.mlp_norm)
         self.gate_up = linear(names.gate_up, (inner, inner), hidden, config.mlp_bias)
-        self.gated = _GATED[config.activation]
+        self.activate = _GATED[config.activation]
         self.down = linear(("mlp.down_proj",), (hidden,), inner, config.mlp_bias)
         self.down_norm = norm(names.down_norm) if names.down_norm else None
         self._index = index
@@ -72,7 +72,7 @@ class DecoderLayer:
         if self.output_norm is not None:
             x = kernels.rms_norm(x, self.output_norm, eps)
         x, residual = kernels.add_rms_norm(x, residual, self.mlp_norm, eps)
-        x = self.down(self.gated(self.gate_up(x)))
+        x = self.down(self.activate(self.gate_up(x)))
         if self.down_norm is not None:
             x = kernels.rms_norm(x, self.down_norm, eps)
         return x, residual

@@ -12,6 +12,7 @@ from octavo.models.config_section import ConfigSection
 from octavo.models.rope import ROPE_KINDS, RopeConfig, RopeKind, read_rope
 
 DTYPES = ("bfloat16", "float16", "float32")
+MAX_LAYERS = 1024  # what is described layer by layer must not fill the memory
 
 # Keys that change the mathematics, with the values that `_plain` computes; the first is what an
 # absent key means. A family that reads such a key itself names it to `_plain`.
@@ -19,6 +20,8 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "quantization_config": (None,),
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
+    "dual_chunk_attention_config": (None,),
+    "use_mrope": (None, False),
     "is_causal": (None, True),
     "use_bidirectional_attention": (None, False),
     "attention_bias": (None, False),
@@ -192,8 +195,8 @@ def _plain(
     activation = config.values.get(activation_key, "silu")
     if activation not in [*_ACTIVATIONS]:  # a list: what is in the file may not be hashable
         raise UnsupportedModelError(activation_key, activation, ", ".join(_ACTIVATIONS))
-    num_layers, heads = config.size("num_hidden_layers"), config.size("num_attention_heads")
-    head_dim = _head_dim(config)
+    num_layers, head_dim = _num_layers(config), _head_dim(config)
+    heads = config.size("num_attention_heads")
     return ModelConfig(
         vocab_size=config.size("vocab_size"),
         hidden_size=config.size("hidden_size"),
@@ -213,6 +216,13 @@ def _plain(
     )
 
 
+def _num_layers(config: ConfigSection) -> int:
+    num_layers = config.size("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        raise UnsupportedModelError("num_hidden_layers", num_layers, f"up to {MAX_LAYERS}")
+    return num_layers
+
+
 def _head_dim(config: ConfigSection) -> int:
     heads = config.size("num_attention_heads")
     return config.size("head_dim", config.size("hidden_size") // heads)
@@ -230,7 +240,7 @@ def _windows(
     config: ConfigSection, window: int | None, is_sliding: Callable[[int], bool]
 ) -> tuple[int | None, ...]:
     """The window of each layer: by `layer_types`, or by the family's rule in older files."""
-    num_layers = config.size("num_hidden_layers")
+    num_layers = _num_layers(config)
     types = config.values.get("layer_types")
     if types is None:
         types = [_SLIDING if is_sliding(layer) else _FULL for layer in range(num_layers)]
@@ -265,13 +275,13 @@ def _rope_of(
     kinds: tuple[RopeKind, ...],
     reads_partial: bool = False,
 ) -> RopeConfig:
-    share = 1.0
+    rotary_dim = head_dim = _head_dim(config)
     if reads_partial:
         share = section.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+        rotary_dim = int(head_dim * share)
+        if share != 1 and (share > 1 or rotary_dim % 2 or not rotary_dim):
+            limit = f"up to 1, with an even number of head_dim = {head_dim}"
+            raise UnsupportedModelError(section.path("partial_rotary_factor"), share, limit)
     else:
         section.only("partial_rotary_factor", None, 1.0)
-    rotary_dim = int(_head_dim(config) * share)
-    if share != 1 and (share > 1 or rotary_dim % 2 or not rotary_dim):
-        limit = f"up to 1, with an even number of head_dim = {_head_dim(config)}"
-        raise UnsupportedModelError(section.path("partial_rotary_factor"), share, limit)
     return read_rope(section, rotary_dim, config.size("max_position_embeddings"), kinds)

@@ -3,6 +3,7 @@
 Kinds and defaults are those of transformers' modeling_rope_utils.
 """
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.models.config_section import ConfigSection
+
+log = logging.getLogger(__name__)
 
 RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
 ROPE_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
@@ -136,6 +139,10 @@ def rope_frequencies(rope: RopeConfig, max_position: int) -> Tensor:
         return frequencies / rope.factor
     if rope.kind == "longrope":
         is_long = max_position > rope.original_max_position
+        log.info(
+            "longrope: %s factors, as contexts have up to %d tokens and the original ones %d",
+            "long" if is_long else "short", max_position, rope.original_max_position,
+        )  # fmt: skip
         return frequencies / torch.tensor(rope.long_factors if is_long else rope.short_factors)
     if rope.kind == "llama3":
         rotations = rope.original_max_position * frequencies / (2 * math.pi)
