@@ -225,6 +225,14 @@ def test_a_feature_left_out_would_show(name: str, change: Change, tmp_path: Path
     assert distance(our_logits(engine, prompt, 90), their_logits(theirs, prompt)) > 1e-3
 
 
+@pytest.mark.parametrize("max_model_len", [8, 9, 10, 11])
+def test_a_window_about_as_long_as_the_longest_context(max_model_len: int, tmp_path: Path) -> None:
+    theirs = CASES["mistral"].write(tmp_path)  # its window is 9
+    engine = make_engine(tmp_path, max_model_len=max_model_len)
+    prompt = random_prompts([max_model_len])[0]
+    assert distance(our_logits(engine, prompt, 3), their_logits(theirs, prompt)) <= 1e-4
+
+
 def test_the_engines_longest_context_chooses_the_factors_of_longrope(tmp_path: Path) -> None:
     case = replace(CASES["phi3_longrope"], lengths=(20, 60))
     theirs = case.write(tmp_path, original_max_position_embeddings=40)

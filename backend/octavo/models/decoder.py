@@ -28,7 +28,9 @@ class DecoderLayer:
     """Attention and gated MLP on a residual stream, each behind an RMSNorm; in some families
     their output passes one too."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, index: int) -> None:
+    def __init__(
+        self, config: ModelConfig, checkpoint: Checkpoint, index: int, max_position: int
+    ) -> None:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, kv_heads = config.num_heads, config.num_kv_heads
         names, prefix = config.tensor_names, f"model.layers.{index}."
@@ -55,7 +57,9 @@ class DecoderLayer:
         self.down_norm = norm(names.down_norm) if names.down_norm else None
         self._index = index
         self._config = config
-        self._window = config.sliding_windows[index]
+        window = config.sliding_windows[index]
+        # A window that no context outgrows would only cost its mask.
+        self._window = window if window is not None and window < max_position else None
 
     def forward(
         self,
@@ -113,7 +117,8 @@ class Decoder:
             vocabulary, hidden = config.vocab_size, config.hidden_size
             self.embedding = checkpoint.take("model.embed_tokens.weight", vocabulary, hidden)
             self.layers = [
-                DecoderLayer(config, checkpoint, index) for index in range(config.num_layers)
+                DecoderLayer(config, checkpoint, index, max_position)
+                for index in range(config.num_layers)
             ]
             self.norm = load_norm(checkpoint, "model.norm", hidden, config.norm_offset)
             tied = config.tie_embeddings
