@@ -154,6 +154,15 @@ def _gather(cache: Tensor, slots: Tensor) -> Tensor:
     return rows.view(*slots.shape, *cache.shape[2:])
 
 
+def _capped_attention(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float, cap: float
+) -> Tensor:
+    """What scaled_dot_product_attention has no argument for: capped scores, in float32."""
+    scores = apply_softcap(query.float() @ keys.float().transpose(2, 3) * scale, cap)
+    weights = scores.masked_fill_(~visible, -torch.inf).softmax(-1)
+    return weights.to(values.dtype) @ values
+
+
 def _padded_attention(
     query: Tensor,
     keys: Tensor,
@@ -186,15 +195,6 @@ def _padded_attention(
         attended = _capped_attention(folded, keys, values, visible, scale, softcap)
     unfolded = attended.view(sequences, groups, heads // groups, width, dim)
     return unfolded.permute(0, 3, 1, 2, 4).reshape(sequences, width, heads, dim)
-
-
-def _capped_attention(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float, cap: float
-) -> Tensor:
-    """What scaled_dot_product_attention has no argument for: capped scores, in float32."""
-    scores = apply_softcap(query.float() @ keys.float().transpose(2, 3) * scale, cap)
-    weights = scores.masked_fill_(~visible, -torch.inf).softmax(-1)
-    return weights.to(values.dtype) @ values
 
 
 def sample(
