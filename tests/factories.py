@@ -98,6 +98,51 @@ def write_checkpoint(folder: Path, shards: int = 1, seed: int = 0, **overrides: 
     return folder
 
 
+# What makes each family itself, in toy sizes: windows far shorter than a context, caps that bite.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"head_dim": 24, "attention_bias": True, "mlp_bias": True},
+    "MistralForCausalLM": {"head_dim": 24, "sliding_window": 9},
+    "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "Qwen3ForCausalLM": {"head_dim": 24, "attention_bias": True},
+    "Phi3ForCausalLM": {"rope_parameters": {"partial_rotary_factor": 0.5}, "sliding_window": 13},
+    "Gemma2ForCausalLM": {
+        "head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 7,
+        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 12.0,
+    },
+    "Gemma3ForCausalLM": {
+        "head_dim": 24, "query_pre_attn_scalar": 20, "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}  # fmt: skip
+
+
+def write_family(folder: Path, architecture: str, **overrides: Any) -> Any:
+    """A checkpoint folder as transformers writes it, and transformers' own model of it: a toy
+    of FAMILIES with `overrides` in its config. No weight stays at the 0 or 1 of a new model."""
+    import transformers
+
+    model_class = getattr(transformers, architecture)
+    config = {
+        "vocab_size": VOCAB, "hidden_size": 80, "intermediate_size": 96,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        **FAMILIES[architecture], **overrides,
+    }  # fmt: skip
+    # Only eager attention has Gemma 2's softcap.
+    model = model_class(model_class.config_class(**config, attn_implementation="eager")).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Small embeddings, so that a tied head does not choose the last token again.
+            spread = {"model.embed_tokens.weight": 0.05, "lm_head.weight": 0.4}.get(name, 0.15)
+            noise = torch.randn(parameter.shape, generator=generator) * spread
+            parameter.copy_(parameter + noise if "norm" in name else noise)
+    transformers.utils.logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    return model
+
+
 def make_engine(folder: Path, *, num_blocks: int | None = None, **settings: Any) -> Engine:
     """An engine that the test steps itself. `num_blocks` fixes the pool's size."""
     settings = {"dtype": "float32", "num_threads": 1, "block_size": 4, **settings}

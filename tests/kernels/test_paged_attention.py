@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -66,14 +67,16 @@ def make_memory(
     )
 
 
-def attend(memory: Memory, num_decodes: int, scale: float) -> Tensor:
+def attend(memory: Memory, num_decodes: int, scale: float, **more: Any) -> Tensor:
     return kernels.paged_attention(
         memory.query, memory.keys, memory.values, memory.tables, memory.query_start,
-        memory.context_lens, num_decodes, scale,
+        memory.context_lens, num_decodes, scale, **more,
     )  # fmt: skip
 
 
-def naive_attention(memory: Memory, scale: float) -> Tensor:
+def naive_attention(
+    memory: Memory, scale: float, window: int | None = None, softcap: float | None = None
+) -> Tensor:
     block_size, kv_heads = memory.keys.shape[1:3]
     heads = memory.query.shape[1]
     out = torch.zeros(memory.query.shape, dtype=torch.float64)
@@ -86,12 +89,15 @@ def naive_attention(memory: Memory, scale: float) -> Tensor:
         keys = torch.stack([memory.keys[slot].double() for slot in slots])
         values = torch.stack([memory.values[slot].double() for slot in slots])
         for token in range(begin, end):
-            seen = context - (end - token) + 1
+            position = context - (end - token)
+            seen = [p for p in range(position + 1) if window is None or p > position - window]
             for head in range(heads):
                 group = head // (heads // kv_heads)
-                scores = keys[:seen, group] @ memory.query[token, head].double() * scale
+                scores = keys[seen, group] @ memory.query[token, head].double() * scale
+                if softcap is not None:
+                    scores = (scores / softcap).tanh() * softcap
                 weights = (scores - scores.max()).exp()
-                out[token, head] = weights @ values[:seen, group] / weights.sum()
+                out[token, head] = weights @ values[seen, group] / weights.sum()
     return out
 
 
@@ -167,6 +173,78 @@ def test_paged_attention_is_causal_within_a_chunk() -> None:
     memory.keys[last], memory.values[last] = 5.0, -5.0
     after = attend(memory, 0, 0.3)
     assert torch.equal(after[:3], before[:3]) and not torch.equal(after[3], before[3])
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 8, 16, 30, 31, 32, 100])
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+@pytest.mark.parametrize("name", BATCHES)
+def test_windowed_attention(name: str, block_size: int, window: int, softcap: float | None) -> None:
+    memory = make_memory(BATCHES[name], 4, 2, 8, block_size)
+    got = attend(memory, NUM_DECODES.get(name, 0), 0.3, window=window, softcap=softcap)
+    expected = naive_attention(memory, 0.3, window, softcap)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("num_decodes", [0, 1])
+def test_a_window_ends_where_it_should(num_decodes: int) -> None:
+    """The token at position 20 attends to `window` tokens, itself included."""
+    memory = make_memory([(1, 21)], 2, 1, 8, 4)
+    for window in (1, 4, 7, 20, 21):
+        before = attend(memory, num_decodes, 0.3, window=window)
+        for position in range(21):
+            slot = (memory.tables[0, position // 4], position % 4)
+            kept = memory.values[slot].clone()
+            memory.values[slot] += 1.0
+            after = attend(memory, num_decodes, 0.3, window=window)
+            assert torch.equal(after, before) == (position <= 20 - window)
+            memory.values[slot] = kept
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_a_window_as_long_as_the_context_is_none(softcap: float | None) -> None:
+    memory = make_memory(BATCHES["mixed"], 4, 2, 8, 4)
+    expected = attend(memory, 2, 0.3, softcap=softcap)
+    assert torch.equal(attend(memory, 2, 0.3, window=40, softcap=softcap), expected)
+    assert not torch.equal(attend(memory, 2, 0.3, window=39, softcap=softcap), expected)
+
+
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("window", [1, 4, 6])
+@pytest.mark.parametrize("name", BATCHES)
+def test_blocks_before_every_window_are_not_read(
+    name: str, window: int, softcap: float | None
+) -> None:
+    memory = make_memory(BATCHES[name], 4, 2, 8, 4)
+    num_decodes = NUM_DECODES.get(name, 0)
+    expected = attend(memory, num_decodes, 0.3, window=window, softcap=softcap)
+    for row, (length, context) in enumerate(BATCHES[name]):
+        dead = max(context - length - window + 1, 0) // 4
+        blocks = memory.tables[row, :dead].clone()
+        memory.keys[blocks], memory.values[blocks] = math.nan, math.nan
+        memory.tables[row, :dead] = 0  # given back, and anybody's by now
+    got = attend(memory, num_decodes, 0.3, window=window, softcap=softcap)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), PRECISIONS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_capped_attention(name: str, dtype: torch.dtype, atol: float) -> None:
+    memory = make_memory(BATCHES[name], 6, 2, 8, 4, dtype)
+    got = attend(memory, NUM_DECODES.get(name, 0), 0.8, softcap=1.5)
+    assert got.dtype == dtype and got.shape == memory.query.shape
+    expected = naive_attention(memory, 0.8, softcap=1.5)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=atol)
+
+
+def test_capped_attention_never_reads_behind_a_context() -> None:
+    memory = make_memory(BATCHES["mixed"], 4, 2, 8, 4)
+    expected = attend(memory, 2, 0.3, softcap=0.7)
+    for row, context in enumerate(memory.context_lens.tolist()):
+        last = memory.tables[row, (context - 1) // 4]
+        memory.keys[last, (context - 1) % 4 + 1 :] = math.nan
+        memory.values[last, (context - 1) % 4 + 1 :] = math.inf
+    assert torch.equal(attend(memory, 2, 0.3, softcap=0.7), expected)
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])

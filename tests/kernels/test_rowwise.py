@@ -58,6 +58,25 @@ def test_rms_norm(rows: int, width: int, dtype: torch.dtype, rtol: float, atol: 
         assert_close(got, expected, rtol, atol)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rms_norm_with_a_float32_weight_rounds_once(dtype: torch.dtype) -> None:
+    x, weight = random(17, 64, dtype=dtype), 1 + random(64, seed=1) / 4
+    exact = torch.tensor(naive_rms_norm(x, weight, 1e-5), dtype=torch.float64)
+    got = kernels.rms_norm(x, weight, 1e-5)
+    assert got.dtype == dtype
+    # Half a unit in the last place, and float32's own error.
+    assert ((got.double() - exact).abs() <= 0.501 * torch.finfo(dtype).eps * exact.abs()).all()
+    twice = kernels.rms_norm(x, weight.to(dtype), 1e-5)
+    assert not torch.equal(got, twice)
+
+
+def test_rms_norm_takes_a_weight_for_each_head() -> None:
+    x, weights = random(5, 3, 8), random(3, 8, seed=1)
+    got = kernels.rms_norm(x, weights, 1e-5)
+    for head in range(3):
+        assert torch.equal(got[:, head], kernels.rms_norm(x[:, head], weights[head], 1e-5))
+
+
 def test_rms_norm_of_zeros_is_zero() -> None:
     assert kernels.rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-6).tolist() == [[0.0] * 8] * 2
 
@@ -93,6 +112,31 @@ def test_silu_mul(rows: int, width: int, dtype: torch.dtype, rtol: float, atol: 
         got = kernels.silu_mul(given)
         assert got.dtype == dtype
         assert_close(got, expected, rtol, atol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), PRECISIONS)
+@pytest.mark.parametrize("width", [1, 5, 64])
+@pytest.mark.parametrize("rows", ROWS)
+def test_gelu_tanh_mul(rows: int, width: int, dtype: torch.dtype, rtol: float, atol: float) -> None:
+    x = 3 * random(rows, 2 * width, dtype=dtype)
+
+    def gelu(g: float) -> float:
+        return 0.5 * g * (1 + math.tanh(math.sqrt(2 / math.pi) * (g + 0.044715 * g**3)))
+
+    expected = [
+        [gelu(g) * u for g, u in zip(row[:width], row[width:], strict=True)]
+        for row in x.double().tolist()
+    ]
+    for given in (x, strided(x)):
+        got = kernels.gelu_tanh_mul(given)
+        assert got.dtype == dtype
+        assert_close(got, expected, rtol, atol)
+
+
+def test_apply_softcap() -> None:
+    x = 40 * random(3, 17)
+    expected = [[30 * math.tanh(value / 30) for value in row] for row in x.double().tolist()]
+    assert_close(kernels.apply_softcap(x, 30.0), expected, 1e-5, 1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), PRECISIONS)
@@ -147,6 +191,14 @@ def test_apply_rope(
         assert got.dtype == dtype
         wanted = torch.tensor(expected, dtype=torch.float64)
         torch.testing.assert_close(got.double(), wanted, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("rotary_dim", [2, 6])
+def test_apply_rope_to_a_part_of_each_head(rotary_dim: int) -> None:
+    x, angles = random(3, 2, 10), random(3, rotary_dim // 2, seed=1)
+    got = kernels.apply_rope(x, angles.cos(), angles.sin())
+    rotated = kernels.apply_rope(x[..., :rotary_dim], angles.cos(), angles.sin())
+    assert torch.equal(got, torch.cat([rotated, x[..., rotary_dim:]], dim=-1))
 
 
 def test_apply_rope_leaves_its_input_alone() -> None:

@@ -8,17 +8,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from factories import (
-    TOY_CONFIG,
-    greedy,
-    make_engine,
-    make_sequence,
-    random_prompts,
-    write_checkpoint,
-)
+from factories import TOY_CONFIG, greedy, make_engine, random_prompts, write_checkpoint
 from octavo.engine import Engine
-from octavo.execution.forward_batch import ForwardBatch
-from octavo.scheduling.sequence import ScheduledSequence, StepPlan
+from tests.models.logits import our_logits
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -52,18 +44,9 @@ def load_theirs(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
-@torch.inference_mode()
 def next_logits(engine: Engine, prompt: list[int]) -> Tensor:
     """Our logits after the last token of a prompt, [V]."""
-    sequence = make_sequence(0, prompt=len(prompt))
-    sequence.token_ids = list(prompt)
-    sequence.block_table = engine.scheduler.allocator.allocate(-(-len(prompt) // 4))
-    plan = StepPlan([], [ScheduledSequence(sequence, len(prompt))])
-    batch = ForwardBatch.from_plan(plan, 4, torch.device("cpu"))
-    logits = engine.runner.model.forward(batch, engine.runner.kv_cache)
-    engine.scheduler.allocator.free(sequence.block_table)
-    assert logits.shape == (1, engine.vocab_size) and logits.dtype == torch.float32
-    return logits[0]
+    return our_logits(engine, prompt)[-1]
 
 
 def assert_logits_equal(folder: Path, relative: float = 1e-4, dtype: str = "float32") -> None:

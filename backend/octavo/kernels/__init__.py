@@ -10,6 +10,8 @@ from octavo.kernels import onednn, reference
 from octavo.kernels.reference import (
     add_rms_norm,
     apply_rope,
+    apply_softcap,
+    gelu_tanh_mul,
     paged_attention,
     penalize,
     rms_norm,
@@ -21,6 +23,8 @@ from octavo.kernels.reference import (
 __all__ = [
     "add_rms_norm",
     "apply_rope",
+    "apply_softcap",
+    "gelu_tanh_mul",
     "linear",
     "pack_linear",
     "paged_attention",

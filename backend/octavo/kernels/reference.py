@@ -17,11 +17,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32.
 
-    x [..., N], weight [N] → [..., N] of x's type. Zhang and Sennrich, 2019, arXiv:1910.07467.
+    x [..., N], weight [N] or a row for each of x's second to last dimension → [..., N] of x's
+    type. The product with weight is taken in weight's type, so that a float32 weight keeps a
+    16 bit x from being rounded twice. Zhang and Sennrich, 2019, arXiv:1910.07467.
     """
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-    return (wide * scale).to(x.dtype) * weight
+    return ((wide * scale).to(weight.dtype) * weight).to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -31,20 +33,36 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of x [T, heads, D] by cos, sin [T, D/2], float32.
+    """Rotary position embedding of x [T, heads, D] by cos, sin [T, R/2], float32.
 
-    The halves of a head are rotated against each other, the layout of Hugging Face
-    checkpoints. Su et al., 2021, arXiv:2104.09864.
+    The halves of a head's first R numbers are rotated against each other, the layout of Hugging
+    Face checkpoints; those behind R stay. Su et al., 2021, arXiv:2104.09864.
     """
+    half = cos.shape[-1]
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    first, second, rest = x.float().tensor_split((half, 2 * half), dim=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin, rest)
+    return torch.cat(rotated, dim=-1).to(x.dtype)
 
 
 def silu_mul(x: Tensor) -> Tensor:
     """silu(gate) · up, with x [T, 2·N] = gate and up side by side → [T, N]."""
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def gelu_tanh_mul(x: Tensor) -> Tensor:
+    """gelu(gate) · up by gelu's tanh form, with x [T, 2·N] = gate and up side by side → [T, N].
+
+    Hendrycks and Gimpel, 2016, arXiv:1606.08415.
+    """
+    gate, up = x.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def apply_softcap(x: Tensor, cap: float) -> Tensor:
+    """tanh(x / cap) · cap, which keeps x within ±cap. Gemma 2, 2024, arXiv:2408.00118."""
+    return torch.tanh(x / cap) * cap
 
 
 def store_kv(
@@ -71,6 +89,9 @@ def paged_attention(
     context_lens: Tensor,
     num_decodes: int,
     scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Causal attention of each token to its own sequence's cached tokens.
 
@@ -79,6 +100,9 @@ def paged_attention(
     block_tables [S, B]
     query_start [S + 1]: where each sequence's tokens begin
     context_lens [S]: cached tokens, those of the query included, which are its last
+    window: a token at position p attends to positions above p − window only, and blocks that
+        lie before all of these are not read
+    softcap: the cap of apply_softcap on the scaled scores
     → [T, H, D]
     """
     out = torch.empty_like(query)
@@ -92,10 +116,28 @@ def paged_attention(
         offsets = torch.minimum(torch.arange(width, device=query.device), lens[:, None] - 1)
         tokens = query_start[:-1][rows][:, None] + offsets  # [S, width]
         positions = (context_lens[rows] - lens)[:, None] + offsets
-        slots = _context_slots(block_tables[rows], context_lens[rows], key_cache.shape[1])
+        tables, contexts = block_tables[rows], context_lens[rows]
+        if window is not None:
+            tables, contexts, positions = _skip_blocks(
+                tables, contexts, positions, window, key_cache.shape[1]
+            )
+        slots = _context_slots(tables, contexts, key_cache.shape[1])
         keys, values = _gather(key_cache, slots), _gather(value_cache, slots)
-        out[tokens] = _padded_attention(query[tokens], keys, values, positions, scale)
+        out[tokens] = _padded_attention(
+            query[tokens], keys, values, positions, scale, window, softcap
+        )
     return out
+
+
+def _skip_blocks(
+    tables: Tensor, lens: Tensor, positions: Tensor, window: int, block_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """tables [S, B], lens [S] and positions [S, Q] of the same contexts without their first
+    blocks, as far as no query's window reaches them."""
+    skipped = (positions[:, 0] - (window - 1)).clamp_(min=0) // block_size
+    columns = skipped[:, None] + torch.arange(tables.shape[1], device=tables.device)
+    tables = tables.gather(1, columns.clamp_(max=tables.shape[1] - 1))
+    return tables, lens - skipped * block_size, positions - skipped[:, None] * block_size
 
 
 def _context_slots(tables: Tensor, lens: Tensor, block_size: int) -> Tensor:
@@ -112,8 +154,23 @@ def _gather(cache: Tensor, slots: Tensor) -> Tensor:
     return rows.view(*slots.shape, *cache.shape[2:])
 
 
+def _capped_attention(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float, cap: float
+) -> Tensor:
+    """What scaled_dot_product_attention has no argument for: capped scores, in float32."""
+    scores = apply_softcap(query.float() @ keys.float().transpose(2, 3) * scale, cap)
+    weights = scores.masked_fill_(~visible, -torch.inf).softmax(-1)
+    return weights.to(values.dtype) @ values
+
+
 def _padded_attention(
-    query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """query [S, Q, H, D] at positions [S, Q]; keys, values [S, C, G, D] → [S, Q, H, D].
 
@@ -123,12 +180,19 @@ def _padded_attention(
     sequences, width, heads, dim = query.shape
     groups = keys.shape[2]
     folded = query.view(sequences, width, groups, heads // groups, dim).permute(0, 2, 3, 1, 4)
-    visible = torch.arange(keys.shape[1], device=query.device) <= positions[:, :, None]
+    folded = folded.flatten(2, 3)
+    key_positions = torch.arange(keys.shape[1], device=query.device)
+    visible = key_positions <= positions[:, :, None]
+    if window is not None:
+        visible &= key_positions > positions[:, :, None] - window
     visible = visible[:, None, None].expand(-1, 1, heads // groups, -1, -1).flatten(2, 3)
-    attended = F.scaled_dot_product_attention(
-        folded.flatten(2, 3), keys.transpose(1, 2), values.transpose(1, 2),
-        attn_mask=visible, scale=scale,
-    )  # fmt: skip
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    if softcap is None:
+        attended = F.scaled_dot_product_attention(
+            folded, keys, values, attn_mask=visible, scale=scale
+        )
+    else:
+        attended = _capped_attention(folded, keys, values, visible, scale, softcap)
     unfolded = attended.view(sequences, groups, heads // groups, width, dim)
     return unfolded.permute(0, 3, 1, 2, 4).reshape(sequences, width, heads, dim)
 

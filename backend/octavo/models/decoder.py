@@ -1,5 +1,6 @@
 """The decoder: token ids and KV memory in, logits out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,41 +9,57 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import kernels
-from octavo.models.layers import Linear, RotaryTable
-from octavo.models.model_config import ModelConfig
+from octavo.models.architecture import Activation, ModelConfig
+from octavo.models.layers import Linear, load_norm
+from octavo.models.rope import RotaryTable
 from octavo.models.weights import Checkpoint
 
 if TYPE_CHECKING:
     from octavo.execution.forward_batch import ForwardBatch
     from octavo.execution.kv_cache import KVCache
 
+_GATED: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": kernels.silu_mul,
+    "gelu_tanh": kernels.gelu_tanh_mul,
+}
+
 
 class DecoderLayer:
-    """Attention and gated MLP, each behind an RMSNorm, on a residual stream."""
+    """Attention and gated MLP on a residual stream, each behind an RMSNorm; in some families
+    their output passes one too."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, index: int) -> None:
-        hidden, dim = config.hidden_size, config.head_dim
-        q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
-        name = f"model.layers.{index}"
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        self.input_norm = checkpoint.take(f"{name}.input_layernorm.weight", hidden)
-        self.qkv = Linear.load(
-            checkpoint, [f"{attention}.{part}_proj" for part in "qkv"],
-            [q_size, kv_size, kv_size], hidden, config.attention_bias,
-        )  # fmt: skip
-        self.output = Linear.load(
-            checkpoint, [f"{attention}.o_proj"], [hidden], q_size, config.attention_bias
-        )
-        self.mlp_norm = checkpoint.take(f"{name}.post_attention_layernorm.weight", hidden)
-        self.gate_up = Linear.load(
-            checkpoint, [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
-            [config.intermediate_size] * 2, hidden, config.mlp_bias,
-        )  # fmt: skip
-        self.down = Linear.load(
-            checkpoint, [f"{mlp}.down_proj"], [hidden], config.intermediate_size, config.mlp_bias
-        )
+    def __init__(
+        self, config: ModelConfig, checkpoint: Checkpoint, index: int, max_position: int
+    ) -> None:
+        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        names, prefix = config.tensor_names, f"model.layers.{index}."
+
+        def norm(name: str, width: int = hidden) -> Tensor:
+            return load_norm(checkpoint, prefix + name, width, config.norm_offset)
+
+        def linear(names: tuple[str, ...], outs: tuple[int, ...], width: int, bias: bool) -> Linear:
+            return Linear.load(checkpoint, tuple(prefix + n for n in names), outs, width, bias)
+
+        q_size, kv_size = heads * dim, kv_heads * dim
+        self.input_norm = norm("input_layernorm")
+        self.qkv = linear(names.qkv, (q_size, kv_size, kv_size), hidden, config.qkv_bias)
+        self.qk_norm: Tensor | None = None  # a row for each head of queries and keys
+        if config.qk_norm:
+            q_norm, k_norm = (norm(f"self_attn.{part}_norm", dim) for part in "qk")
+            self.qk_norm = torch.cat([q_norm.expand(heads, dim), k_norm.expand(kv_heads, dim)])
+        self.output = linear(("self_attn.o_proj",), (hidden,), q_size, config.output_bias)
+        self.output_norm = norm(names.output_norm) if names.output_norm else None
+        self.mlp_norm = norm(names.mlp_norm)
+        self.gate_up = linear(names.gate_up, (inner, inner), hidden, config.mlp_bias)
+        self.activate = _GATED[config.activation]
+        self.down = linear(("mlp.down_proj",), (hidden,), inner, config.mlp_bias)
+        self.down_norm = norm(names.down_norm) if names.down_norm else None
         self._index = index
         self._config = config
+        window = config.sliding_windows[index]
+        # A window that no context outgrows would only cost its mask.
+        self._window = window if window is not None and window < max_position else None
 
     def forward(
         self,
@@ -56,8 +73,13 @@ class DecoderLayer:
         eps = self._config.rms_norm_eps
         x, residual = kernels.add_rms_norm(x, residual, self.input_norm, eps)
         x = self.output(self._attend(self.qkv(x), rotary, batch, kv_cache))
+        if self.output_norm is not None:
+            x = kernels.rms_norm(x, self.output_norm, eps)
         x, residual = kernels.add_rms_norm(x, residual, self.mlp_norm, eps)
-        return self.down(kernels.silu_mul(self.gate_up(x))), residual
+        x = self.down(self.activate(self.gate_up(x)))
+        if self.down_norm is not None:
+            x = kernels.rms_norm(x, self.down_norm, eps)
+        return x, residual
 
     def _attend(
         self,
@@ -66,18 +88,19 @@ class DecoderLayer:
         batch: "ForwardBatch",
         kv_cache: "KVCache",
     ) -> Tensor:
-        heads, kv_heads, dim = (
-            self._config.num_heads, self._config.num_kv_heads, self._config.head_dim,
-        )  # fmt: skip
-        split = qkv.view(-1, heads + 2 * kv_heads, dim)
-        rotated = kernels.apply_rope(split[:, : heads + kv_heads], *rotary)
+        config = self._config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        split = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
+        qk, new_values = split[:, : heads + kv_heads], split[:, heads + kv_heads :]
+        if self.qk_norm is not None:
+            qk = kernels.rms_norm(qk, self.qk_norm, config.rms_norm_eps)
+        qk = kernels.apply_rope(qk, *rotary)
         keys, values = kv_cache.keys[self._index], kv_cache.values[self._index]
-        kernels.store_kv(
-            rotated[:, heads:], split[:, heads + kv_heads :], keys, values, batch.slot_mapping
-        )
+        kernels.store_kv(qk[:, heads:], new_values, keys, values, batch.slot_mapping)
         attended = kernels.paged_attention(
-            rotated[:, :heads], keys, values, batch.block_tables, batch.query_start,
-            batch.context_lens, batch.num_decodes, dim**-0.5,
+            qk[:, :heads], keys, values, batch.block_tables, batch.query_start,
+            batch.context_lens, batch.num_decodes, config.attention_scale,
+            window=self._window, softcap=config.attention_softcap,
         )  # fmt: skip
         return attended.flatten(1)
 
@@ -94,9 +117,10 @@ class Decoder:
             vocabulary, hidden = config.vocab_size, config.hidden_size
             self.embedding = checkpoint.take("model.embed_tokens.weight", vocabulary, hidden)
             self.layers = [
-                DecoderLayer(config, checkpoint, index) for index in range(config.num_layers)
+                DecoderLayer(config, checkpoint, index, max_position)
+                for index in range(config.num_layers)
             ]
-            self.norm = checkpoint.take("model.norm.weight", hidden)
+            self.norm = load_norm(checkpoint, "model.norm", hidden, config.norm_offset)
             tied = config.tie_embeddings
             self.lm_head = Linear.of(
                 self.embedding if tied else checkpoint.take("lm_head.weight", vocabulary, hidden)
@@ -104,27 +128,31 @@ class Decoder:
             checkpoint.check_all_taken(
                 ignored=("rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ()))
             )
-        self.rotary = RotaryTable(config.rope, config.head_dim, max_position)
+            # A tied embedding counts once, though its packed form is a copy.
+            self.num_bytes = checkpoint.num_taken_bytes
+        ropes = list(dict.fromkeys(config.layer_ropes))
+        self._rotary = [RotaryTable(rope, max_position) for rope in ropes]
+        self._rotary_of = [ropes.index(rope) for rope in config.layer_ropes]
+        self._embedding_scale = (
+            None if config.embedding_scale is None
+            else torch.tensor(config.embedding_scale, dtype=dtype)
+        )  # fmt: skip
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids [T] → [T, hidden]."""
+        embedded = F.embedding(token_ids, self.embedding)
+        return embedded if self._embedding_scale is None else embedded * self._embedding_scale
 
     def forward(self, batch: "ForwardBatch", kv_cache: "KVCache") -> Tensor:
         """Logits of the batch's sample_indices, [N, vocab_size] float32. Keys and values of
         all its tokens are stored in `kv_cache`."""
-        rotary = self.rotary.at(batch.positions)
-        x = F.embedding(batch.token_ids, self.embedding)
+        rotary = [table.at(batch.positions) for table in self._rotary]
+        x = self.embed(batch.token_ids)
         residual = torch.zeros_like(x)
-        for layer in self.layers:
-            x, residual = layer.forward(x, residual, rotary, batch, kv_cache)
+        for layer, which in zip(self.layers, self._rotary_of, strict=True):
+            x, residual = layer.forward(x, residual, rotary[which], batch, kv_cache)
         last = x[batch.sample_indices] + residual[batch.sample_indices]
-        return self.lm_head(kernels.rms_norm(last, self.norm, self.config.rms_norm_eps)).float()
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weights; a tied embedding counts once, though its packed form is a copy."""
-        tensors = [self.embedding, self.norm]
-        if not self.config.tie_embeddings:
-            tensors.append(self.lm_head.weight)
-        for layer in self.layers:
-            tensors += [layer.input_norm, layer.mlp_norm]
-            for part in (layer.qkv, layer.output, layer.gate_up, layer.down):
-                tensors += [part.weight] if part.bias is None else [part.weight, part.bias]
-        return sum(tensor.nbytes for tensor in tensors)
+        normed = kernels.rms_norm(last, self.norm, self.config.rms_norm_eps)
+        logits = self.lm_head(normed).float()
+        cap = self.config.logits_softcap
+        return logits if cap is None else kernels.apply_softcap(logits, cap)
