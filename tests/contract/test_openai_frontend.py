@@ -76,10 +76,7 @@ def test_frontend_stops_at_its_stop_strings(flat: Server) -> None:
     "always",
     [
         {"ignore_eos": False, "n": 1, "temperature": 1.0, "top_p": 1.0},
-        pytest.param(
-            {"frequency_penalty": 0.0, "presence_penalty": 0.0},
-            marks=pytest.mark.xfail(reason="penalties are not implemented yet"),
-        ),
+        {"frequency_penalty": 0.0, "presence_penalty": 0.0},
     ],
 )
 def test_frontend_may_send_its_defaults(flat: Server, always: dict[str, Any]) -> None:
