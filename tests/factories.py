@@ -191,6 +191,10 @@ class Recorder:
     def error(self) -> str | None:
         return self.outputs[-1].error
 
+    def of(self, index: int) -> "Recorder":
+        """What one of the n sequences got."""
+        return Recorder(self.request_id, [o for o in self.outputs if o.index == index])
+
 
 def submit(engine: Engine, prompt: list[int], params: SamplingParams) -> Recorder:
     recorder = Recorder()
@@ -232,7 +236,9 @@ def generate_checked(
             assert step_checked(engine), "nothing is left to join"
         recorders.append(submit(engine, prompt, own))
     run_to_end(engine)
-    assert all(len(r.finishes) == 1 and r.outputs[-1].finish_reason for r in recorders)
+    for recorder, own in zip(recorders, each, strict=True):
+        for choice in map(recorder.of, range(own.n)):
+            assert len(choice.finishes) == 1 and choice.outputs[-1].finish_reason
     return recorders
 
 

@@ -30,14 +30,17 @@ class InvalidRequestError(OctavoError):
 
     MAX_SHOWN = 80
 
-    def __init__(self, field: str, value: object, limit: str) -> None:
+    def __init__(
+        self, field: str, value: object, limit: str, *, message: str | None = None
+    ) -> None:
+        """`message` takes the place of ours where clients of another server wait for its words."""
         try:
             shown = value if value and isinstance(value, str) else repr(value)
         except (ValueError, RecursionError):  # an integer of thousands of digits, deep nesting
             shown = f"a {type(value).__name__} too large to show"
         if len(shown) > self.MAX_SHOWN:
             shown = f"{shown[: self.MAX_SHOWN]}… ({len(shown)} characters)"
-        super().__init__(f"{field}: got {shown}; {limit}")
+        super().__init__(message or f"{field}: got {shown}; {limit}")
         self.field = field
 
 

@@ -101,6 +101,7 @@ _BY_TEXT: tuple[tuple[re.Pattern[str], type[OctavoError]], ...] = tuple(
     (re.compile(pattern, re.DOTALL), error)
     for pattern, error in (
         (r"^\S+: got .*; ", InvalidRequestError),
+        (r"^Error generating stream: When streaming, ", InvalidRequestError),
         (r"Exceeds maximum queue size", RejectedError),
         (r"Request timeout expired", RequestTimeoutError),
         (r"Request was cancelled", RequestCancelledError),

@@ -90,13 +90,15 @@ class Server:
     ) -> None:
         if sampling is not None and not isinstance(sampling, str):
             sampling = json.dumps(sampling)
-        every = {"text_input": text, "sampling_parameters": sampling, **inputs}
         client.async_stream_infer(
             self.settings.model_name,
-            [self._input(name, value) for name, value in every.items() if value is not None],
+            self.inputs(text_input=text, sampling_parameters=sampling, **inputs),
             outputs=outputs and [grpcclient.InferRequestedOutput(name) for name in outputs],
             parameters=parameters,
         )
+
+    def inputs(self, **values: Any) -> list[grpcclient.InferInput]:
+        return [self._input(name, value) for name, value in values.items() if value is not None]
 
     def _input(self, name: str, value: Any) -> grpcclient.InferInput:
         array = value if isinstance(value, np.ndarray) else self.shaped([value])

@@ -3,10 +3,12 @@
 import json
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc.aio as grpcaio
 
 from octavo.cli.paths import default_model
 from octavo.serving.tokenizer import Tokenizer
@@ -47,7 +49,8 @@ def test_model_excludes_the_prompt_as_asked(flat: Server, exclude: bool | None) 
 
 def test_model_refuses_to_stream_the_prompt(flat: Server) -> None:
     error = flat.infer(stream=True, exclude_input_in_output=False).error
-    assert error == "exclude_input_in_output: got false; only true is allowed when streaming"
+    expected = "When streaming, `exclude_input_in_output` = False is not allowed."
+    assert error == f"Error generating stream: {expected}"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -84,6 +87,38 @@ def test_model_streams_the_answer_in_pieces(flat: Server, tokenizer: Tokenizer) 
     assert set(parts.values("num_input_tokens")) == {len(tokenizer.encode(PROMPT))}
     assert parts.values("finish_reason") == ["None"] * (len(parts.results) - 1) + ["length"]
     assert parts.values("cumulative_logprob")[-1] == whole.values("cumulative_logprob")[0]
+
+
+@pytest.mark.asyncio
+async def test_model_answers_several_prompts_on_one_asyncio_stream(flat: Server) -> None:
+    prompts = [PROMPT, "The function returns"]
+    expected = {
+        str(i): flat.infer(p, sampling=GREEDY, stream=True).text for i, p in enumerate(prompts)
+    }
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        for i, prompt in enumerate(prompts):
+            inputs = flat.inputs(
+                text_input=prompt, stream=True, sampling_parameters=json.dumps(GREEDY)
+            )
+            yield {"model_name": "llm", "inputs": inputs, "request_id": str(i)}
+
+    got = dict.fromkeys(expected, "")
+    async with grpcaio.InferenceServerClient(flat.settings.grpc_url) as client:
+        async for result, error in client.stream_infer(requests()):
+            assert error is None
+            text = result.as_numpy("text_output")
+            assert text is not None and len(text) == 1
+            got[result.get_response().id] += text[0].decode()
+    assert got == expected
+
+
+def test_model_sends_a_lone_stream_token_by_token(flat: Server, tokenizer: Tokenizer) -> None:
+    answer = flat.infer(sampling=GREEDY, stream=True, return_token_ids=True)
+    ids = answer.values("token_ids")
+    assert len(answer.results) == len(ids) == 16
+    # Each response has its token's text and nothing else, as long as tokens are whole characters.
+    assert answer.values("text_output") == [tokenizer.decode_single(i) for i in ids]
 
 
 def test_model_takes_numbers_as_text(flat: Server) -> None:

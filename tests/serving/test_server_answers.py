@@ -43,7 +43,7 @@ def test_server_refuses_to_stream_the_prompt(scripted: Served) -> None:
     assert asked.error is not None
     code, message = asked.error
     assert code == "INVALID_ARG"
-    assert message.startswith("exclude_input_in_output: got false; only true")
+    assert message == wire.NO_PROMPT_IN_STREAM
 
 
 def test_server_answers_the_same_streaming_or_not(scripted: Served) -> None:

@@ -47,8 +47,9 @@ class RequestReader:
         exclude_input = _flag(request, wire.EXCLUDE_INPUT)
         if stream and exclude_input is False:
             raise InvalidRequestError(
-                wire.EXCLUDE_INPUT, "false", "only true is allowed when streaming"
-            )
+                wire.EXCLUDE_INPUT, "false", "only true is allowed when streaming",
+                message=wire.NO_PROMPT_IN_STREAM,
+            )  # fmt: skip
         outputs = _wanted_outputs(request)
         # The cumulative log probability needs each token's own, asked for or not.
         shows_logprobs = params.logprobs is not None

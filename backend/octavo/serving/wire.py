@@ -33,3 +33,8 @@ INPUTS = (
     TEXT_INPUT, MESSAGES, INPUT_IDS, STREAM, SAMPLING_PARAMETERS, EXCLUDE_INPUT,
     *RETURN_FLAGS.values(),
 )  # fmt: skip
+
+# vllm_backend's words, which its tests compare to the letter.
+NO_PROMPT_IN_STREAM = (
+    "Error generating stream: When streaming, `exclude_input_in_output` = False is not allowed."
+)
