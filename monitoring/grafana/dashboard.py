@@ -16,6 +16,8 @@ DATASOURCE = {"type": "prometheus", "uid": "prometheus"}
 _COLUMNS = 24
 _HEIGHTS = {"stat": 4, "timeseries": 8}
 _CHOSEN = 'model=~"$model",instance=~"$instance"'
+# Requests of the unary model run in the same engine, and wait in a queue of its own.
+_CHOSEN_QUEUES = 'model=~"($model)(_unary)?",instance=~"$instance"'
 _QUANTILES = (0.5, 0.9, 0.99)
 
 
@@ -192,7 +194,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             queries=(
                 Query(f"sum({gauge('octavo_num_requests_running')})", "running"),
                 Query(f"sum({gauge('octavo_num_requests_waiting')})", "waiting"),
-                Query(f"sum({gauge('nv_inference_pending_request_count')})", "queued"),
+                Query(f"sum(nv_inference_pending_request_count{{{_CHOSEN_QUEUES}}})", "queued"),
             ),
         ),
     ),
@@ -253,6 +255,43 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             title="Recomputed tokens",
             about="The price of preemption: tokens computed again, by cause.",
             queries=(Query(rate("octavo_recomputed_tokens_total", "cause"), "{{cause}}"),),
+            unit="suffix: tokens/s",
+        ),
+        Panel(
+            id=22,
+            title="Prefix cache hits",
+            about="Share of the prompt tokens looked up that the prefix cache had; a sequence's own "
+            "recompute counts in neither.",
+            queries=(
+                Query(
+                    f"{rate('octavo_prefix_cache_hit_tokens_total')} / "
+                    f"{rate('octavo_prefix_cache_query_tokens_total')}",
+                    "hits",
+                ),
+            ),
+            unit="percentunit",
+            maximum=1,
+        ),
+        Panel(
+            id=23,
+            title="Cached blocks, evictions and copies",
+            about="Cached: free blocks whose content may be found again. Evicted: given up for "
+            "others. Copied: written to while others read them.",
+            queries=(
+                Query(f"sum({gauge('octavo_kv_blocks_cached')})", "cached"),
+                Query(rate("octavo_kv_block_evictions_total"), "evicted/s"),
+                Query(rate("octavo_kv_block_copies_total"), "copied/s"),
+            ),
+        ),
+        Panel(
+            id=24,
+            title="Tokens by tenant",
+            about="Prompt and output tokens of ended requests. The first 32 tenants have a series of "
+            "their own.",
+            queries=(
+                Query(rate("octavo_tenant_prompt_tokens_total", "tenant"), "in, {{tenant}}"),
+                Query(rate("octavo_tenant_generation_tokens_total", "tenant"), "out, {{tenant}}"),
+            ),
             unit="suffix: tokens/s",
         ),
     ),

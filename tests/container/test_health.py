@@ -45,11 +45,13 @@ def check(target: Target, timeout_s: float | None = None) -> subprocess.Complete
 
 
 def stub_of(target: Target) -> int:
+    """The process of the model that has the engine."""
     assert target.server.pid is not None
+    lines = {pid: processes.command_line(pid) for pid in processes.children(target.server.pid)}
     (stub,) = [
         pid
-        for pid in processes.children(target.server.pid)
-        if "triton_python_backend_stub" in processes.command_line(pid)
+        for pid, line in lines.items()
+        if "triton_python_backend_stub" in line and "/llm/" in line
     ]
     return stub
 
