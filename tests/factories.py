@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.config import make_config
-from octavo.engine import Engine, GenerationRequest, TokenOutput
+from octavo.engine import Engine
 from octavo.execution.logprobs import TokenLogprobs
+from octavo.generation import GenerationRequest, TokenOutput
 from octavo.sampling_params import SamplingParams, parse
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import FinishReason, Sequence

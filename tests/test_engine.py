@@ -17,8 +17,9 @@ from factories import (
     step_checked,
     submit,
 )
-from octavo.engine import Engine, GenerationRequest, TokenOutput
+from octavo.engine import Engine
 from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.generation import GenerationRequest, TokenOutput
 from octavo.sampling_params import parse
 from octavo.scheduling.sequence import FinishReason
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from factories import Recorder, generate_checked, greedy, make_engine, random_prompts, submit
-from octavo.engine import Engine, GenerationRequest, TokenOutput
+from octavo.engine import Engine
 from octavo.errors import EngineDeadError
 from octavo.execution.sampler import SampledTokens
+from octavo.generation import GenerationRequest, TokenOutput
 from octavo.scheduling.sequence import FinishReason, Sequence, StepPlan
 
 Run = Callable[[StepPlan], SampledTokens]

@@ -18,7 +18,7 @@ from factories import (
     step_checked,
     submit,
 )
-from octavo.engine import GenerationRequest
+from octavo.generation import GenerationRequest
 from octavo.stats import (
     LATENCY_BUCKETS_S,
     MAX_TENANTS,

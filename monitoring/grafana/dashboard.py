@@ -260,8 +260,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             id=22,
             title="Prefix cache hits",
-            about="Share of the prompt tokens looked up that the prefix cache had; a sequence's own "
-            "recompute counts in neither.",
+            about="Share of the prompt tokens looked up that the prefix cache had; a sequence's "
+            "own recompute counts in neither.",
             queries=(
                 Query(
                     f"{rate('octavo_prefix_cache_hit_tokens_total')} / "
@@ -286,8 +286,8 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             id=24,
             title="Tokens by tenant",
-            about="Prompt and output tokens of ended requests. The first 32 tenants have a series of "
-            "their own.",
+            about="Prompt and output tokens of ended requests. The first 32 tenants have a series "
+            "of their own.",
             queries=(
                 Query(rate("octavo_tenant_prompt_tokens_total", "tenant"), "in, {{tenant}}"),
                 Query(rate("octavo_tenant_generation_tokens_total", "tenant"), "out, {{tenant}}"),

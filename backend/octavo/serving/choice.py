@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.engine import TokenOutput
 from octavo.execution.logprobs import TokenLogprobs
+from octavo.generation import TokenOutput
 from octavo.scheduling.sequence import FinishReason
 from octavo.serving.detokenizer import Detokenizer, StopStrings
 from octavo.serving.request import InferenceRequest

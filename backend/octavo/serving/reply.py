@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from octavo.config import SLO
-from octavo.engine import PromptOutput, TokenOutput
+from octavo.generation import PromptOutput, TokenOutput
 from octavo.scheduling.sequence import FinishReason
 from octavo.serving import wire
 from octavo.serving.choice import Choice, Unsent, logprobs_entry

@@ -10,7 +10,8 @@ import threading
 import time
 from queue import SimpleQueue
 
-from octavo.engine import Engine, GenerationRequest, TokenOutput
+from octavo.engine import Engine
+from octavo.generation import GenerationRequest, TokenOutput
 from octavo.scheduling.sequence import FinishReason
 from octavo.serving.reply import Reply
 
