@@ -1,0 +1,60 @@
+"""The open loop: sends every request at its time, whatever has become of those before it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import gevent
+from gevent import monkey
+from gevent.pool import Group
+from gevent.threadpool import ThreadPool
+
+_native_sleep = monkey.get_original("time", "sleep")
+# gevent's timers count in whole milliseconds and fire up to one late; the rest of a wait below
+# this is slept by a thread, which wakes the loop within a few tenths.
+_FINE_WAIT_S = 0.02
+
+
+T = TypeVar("T")
+
+
+def dispatch(
+    arrivals: Iterable[tuple[int, int]],
+    *,
+    start_ns: int,
+    in_flight: Group,
+    max_in_flight: int,
+    prepare: Callable[[int], T],
+    send: Callable[[T, int], None],
+    drop: Callable[[T, int], None],
+) -> None:
+    """For each (request number, nanoseconds after `start_ns`) spawns `send` into `in_flight`,
+    with what `prepare` has made of the number during the wait, and the nanoseconds.
+
+    Never waits for an answer. An arrival that meets `max_in_flight` requests goes to `drop` and
+    is not sent later: a request that waits here would make the loop a closed one, unseen.
+    """
+    sleeper = ThreadPool(1)
+    try:
+        for index, intended_ns in arrivals:
+            prepared = prepare(index)
+            _sleep_until(start_ns + intended_ns, sleeper)
+            if len(in_flight) >= max_in_flight:
+                drop(prepared, intended_ns)
+            else:
+                in_flight.spawn(send, prepared, intended_ns)
+    finally:
+        sleeper.kill()
+
+
+def _sleep_until(due_ns: int, sleeper: ThreadPool) -> None:
+    wait_s = (due_ns - time.perf_counter_ns()) / 1e9
+    if wait_s > _FINE_WAIT_S:
+        gevent.sleep(wait_s - _FINE_WAIT_S)
+        wait_s = (due_ns - time.perf_counter_ns()) / 1e9
+    if wait_s > 0:
+        sleeper.spawn(_native_sleep, wait_s).get()
+    else:
+        gevent.sleep(0)  # when late too, what was spawned must get its turn
