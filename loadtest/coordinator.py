@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, WorkerRunner
 
+from loadtest.folders import new_folder
 from loadtest.locust_events import report_record
 from loadtest.session import Session, Share
 from loadtest.settings import RunSettings
@@ -172,16 +172,3 @@ class Coordinator:
                 total.num_requests,
                 total.num_failures,
             )
-
-
-def new_folder(wanted: str, workload: str) -> Path:
-    """`wanted`, or a new one named after time and workload. One that holds a run already gets a
-    number behind its name, so that no run is overwritten."""
-    stamp = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H-%M-%SZ")
-    folder = Path(wanted) if wanted else Path("loadtest-results") / f"{stamp}-{workload}"
-    base, number = folder, 1
-    while any(folder.glob("requests-*.jsonl")):
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder.resolve()

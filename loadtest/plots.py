@@ -13,9 +13,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from loadtest import summary, validity
+from loadtest import summary
 from loadtest.records import Record
 from loadtest.settings import RunSettings
+from loadtest.validity import lag_limit_s
 
 _COLORS = {
     "ok": "#2f6fab",
@@ -33,6 +34,7 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
 }
@@ -67,8 +69,7 @@ def _latencies(ok: Sequence[Record], settings: RunSettings) -> str:
         _cdf(axes, _values_ms(ok, metric), _COLORS["ok"])
         axes.set(xlabel=f"{name}, ms", ylim=(0, 1))
         if slo_s is not None and slo_s * 1e3 <= 2 * axes.get_xlim()[1]:
-            axes.axvline(slo_s * 1e3, color=_COLORS["error"], linewidth=1, linestyle="--")
-            axes.text(slo_s * 1e3, 0.02, " SLO", color=_COLORS["error"])
+            _limit(axes, slo_s * 1e3, "SLO")
     return _svg(figure)
 
 
@@ -98,7 +99,7 @@ def _time_line(records: Sequence[Record]) -> str:
         edges = np.arange(0, np.ceil(at_s.max()) + 1)
         counts, _ = np.histogram(at_s, bins=edges, weights=weights)
         tokens.stairs(counts, edges, color=_COLORS["ok"], fill=True, alpha=0.7)
-    tokens.set(ylabel="tokens/s", xlabel="seconds since the start", ylim=(0, None))
+    tokens.set(ylabel="tokens/s", xlabel="seconds since the start", ylim=(0, None), xlim=(0, None))
     return _svg(figure)
 
 
@@ -132,8 +133,12 @@ def _open_loop(records: Sequence[Record], ok: Sequence[Record]) -> str:
     figure = Figure(figsize=(10, 2.8), layout="constrained")
     lag, ttft, e2e = figure.subplots(1, 3)
     _cdf(lag, _values_ms(records, summary.lag_s), _COLORS["ok"])
-    lag.axvline(validity.MAX_LAG_S * 1e3, color=_COLORS["error"], linewidth=1, linestyle="--")
-    lag.set(xlabel="schedule lag, ms (red: 5 ms)", ylim=(0, 1))
+    ttft_ms = _values_ms(ok, summary.ttft_s)
+    if len(ttft_ms):
+        limit_ms = 1e3 * lag_limit_s(float(np.median(ttft_ms)) / 1e3)
+        _limit(lag, limit_ms, "limit of p99")
+        lag.set_xlim(right=max(lag.get_xlim()[1], 1.4 * limit_ms))
+    lag.set(xlabel="schedule lag, ms", ylim=(0, 1))
     pairs: list[tuple[Axes, str, Metric, Metric]] = [
         (ttft, "TTFT", summary.ttft_s, summary.response_ttft_s),
         (e2e, "e2e", summary.e2e_s, summary.response_e2e_s),
@@ -154,6 +159,11 @@ def _cdf(
     shares = np.linspace(0, 1, min(len(values), _MAX_POINTS))
     axes.plot(np.quantile(values, shares), shares, style, color=color, label=label, linewidth=1.5)
     axes.set_xlim(left=0)
+
+
+def _limit(axes: Axes, at_ms: float, name: str) -> None:
+    axes.axvline(at_ms, color=_COLORS["error"], linewidth=1, linestyle="--")
+    axes.text(at_ms, 0.02, f" {name}", color=_COLORS["error"])
 
 
 def _values_ms(records: Sequence[Record], metric: Metric) -> NDArray[np.float64]:

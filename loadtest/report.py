@@ -36,7 +36,7 @@ def write(folder: Path) -> Run:
     page = folder / "report.html"
     page.write_text(html(run, records), "utf-8")
     print(
-        f"\nReport: {page}\nSummary: {summary}\nRaw records: {folder}/requests-*.jsonl", flush=True
+        f"\nRaw records: {folder}/requests-*.jsonl\nSummary: {summary}\nReport: {page}", flush=True
     )
     return run
 
