@@ -6,13 +6,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
-
-from locust.argument_parser import LocustArgumentParser
 
 from loadtest.arrivals import ARRIVALS, Arrival, schedule
 from loadtest.workloads import WORKLOADS, WorkloadSettings
+
+if TYPE_CHECKING:  # importing Locust patches the standard library, which the report has no need of
+    from locust.argument_parser import LocustArgumentParser
 
 Transport = Literal["grpc", "http"]
 Arrivals = Literal["closed"] | Arrival
