@@ -79,10 +79,11 @@ def locust_command(
 
 
 def run_locust(command: Sequence[str]) -> int:
-    """Its exit code. Ctrl-C goes to Locust, which then reports what it has; a second one kills."""
-    # In a group of its own, a terminal's Ctrl-C reaches it once, through us.
+    """Its exit code. After Ctrl-C Locust reports what it has; a second one kills it."""
+    # In a group of its own, so that a terminal's Ctrl-C reaches it through us alone, and as
+    # SIGTERM: Locust ends in the same way then, but without gevent's traceback.
     process = subprocess.Popen(command, start_new_session=True)
-    for sent in (signal.SIGINT, signal.SIGKILL):
+    for sent in (signal.SIGTERM, signal.SIGKILL):
         try:
             return process.wait()
         except KeyboardInterrupt:

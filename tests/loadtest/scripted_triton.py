@@ -63,6 +63,9 @@ class Grpc(GRPCInferenceServiceServicer):  # type: ignore[misc]
     def __init__(self, timing: Timing) -> None:
         self.timing = timing
 
+    def ServerLive(self, request: Any, context: Any) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         answer = pb.ModelMetadataResponse(name="llm", versions=["1"])
         for name in INPUTS:
@@ -94,7 +97,8 @@ def response(text: str, reason: str, num_input_tokens: int) -> Any:
         "num_output_tokens": (1).to_bytes(4, "little"),
     }
     for name, raw in values.items():
-        answer.infer_response.outputs.add(name=name, shape=[1, 1])
+        datatype = "UINT32" if name.startswith("num_") else "BYTES"
+        answer.infer_response.outputs.add(name=name, datatype=datatype, shape=[1, 1])
         answer.infer_response.raw_output_contents.append(raw)
     is_final = reason != "None"
     answer.infer_response.parameters["triton_final_response"].bool_param = is_final
