@@ -118,8 +118,8 @@ class Coordinator:
         self._environment.process_exit_code = 1
         options = self._environment.parsed_options
         runner = self._environment.runner
-        if runner is not None and options is not None and options.headless:
-            gevent.spawn(runner.quit)
+        if runner is not None and options is not None:
+            gevent.spawn(runner.quit if options.headless else runner.stop)
 
     def _start_workers(self, runner: MasterRunner, settings: RunSettings, folder: Path) -> None:
         workers = sorted(node.id for node in runner.clients.ready)

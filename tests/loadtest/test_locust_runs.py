@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loadtest.workloads import Workload
+from tests.e2e.target import wait_until
 from tests.loadtest.locust_runs import LocustRun, RunningLocust, run_locust
 from tests.loadtest.scripted_triton import FAILS, Addresses
 
@@ -112,10 +113,7 @@ def test_ctrl_c_reports_what_there_is(triton: Addresses, tmp_path: Path) -> None
         "--run-time", "60s", "--output-tokens", "30", "--length-cv", "0",
     )  # fmt: skip
     path = tmp_path / "run" / "requests-0.jsonl"
-    deadline_s = time.monotonic() + 30
-    while not (path.exists() and path.read_bytes().count(b"\n") > 8):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") > 8, "eight answers")
     running.process.send_signal(signal.SIGINT)
 
     run = running.result()
@@ -161,3 +159,34 @@ def test_bad_options_are_named(triton: Addresses, tmp_path: Path) -> None:
     run = run_locust(triton, tmp_path / "run", "--arrival", "constant", "--rate", "0")
     assert run.code == 1
     assert "rate: got 0.0, must be above 0" in run.output
+
+
+def test_the_web_page_starts_and_stops_runs(triton: Addresses, tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    running = RunningLocust(
+        triton, tmp_path / "run", "--headful", "--web-host", "127.0.0.1", "--web-port", str(port)
+    )
+    form = {"user_count": 2, "spawn_rate": 2, "host": triton.http, "output_tokens": "5"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as web:
+        wait_until(lambda: answers(web), "the page is up")
+        assert web.post("/swarm", data=form).json()["success"]
+        path = tmp_path / "run" / "requests-0.jsonl"
+        wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") > 3, "answers")
+        assert web.post("/stop").json()["success"]
+        wait_until((tmp_path / "run" / "report.html").exists, "a report")
+    running.process.send_signal(signal.SIGTERM)
+
+    run = running.result()
+
+    assert run.code == 0, run.output
+    assert {record.status for record in run.records} == {"ok"}
+    assert run.settings.num_users == 2
+
+
+def answers(web: httpx.Client) -> bool:
+    try:
+        return web.get("/").status_code == 200
+    except httpx.TransportError:
+        return False

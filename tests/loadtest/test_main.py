@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from loadtest.__main__ import locust_command, parse
 from loadtest.records import read
+from tests.e2e.target import wait_until
 from tests.loadtest.locust_runs import ROOT
 
 
@@ -58,7 +58,8 @@ def test_ctrl_c_still_reports_and_stops_the_server(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
     )  # fmt: skip
     try:
-        wait_for_records(folder / "requests-0.jsonl", 6)
+        path = folder / "requests-0.jsonl"
+        wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") > 6, "answers", 60)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     finally:
@@ -76,10 +77,3 @@ def test_ctrl_c_still_reports_and_stops_the_server(tmp_path: Path) -> None:
     assert match is not None
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(match[1]))) != 0
-
-
-def wait_for_records(path: Path, count: int) -> None:
-    deadline_s = time.monotonic() + 60
-    while not (path.exists() and path.read_bytes().count(b"\n") > count):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
