@@ -166,8 +166,8 @@ class Coordinator:
         while True:
             gevent.sleep(_PROGRESS_INTERVAL_S)
             log.info(
-                "loadtest: %.0f of %.0f s, %d requests ended, %d of them failed",
-                time.monotonic() - started_s,
+                "loadtest: %.0f of %.0f s, %d requests answered, %d of them with a failure",
+                min(time.monotonic() - started_s, settings.duration_s),
                 settings.duration_s,
                 total.num_requests,
                 total.num_failures,

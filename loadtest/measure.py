@@ -72,6 +72,7 @@ def measure(
         timeout.close()
         if cancel is not None:
             cancel.close()
+        record.ended_ns = _now_ns(start_ns)
         keep(record)
 
 

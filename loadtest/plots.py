@@ -137,7 +137,6 @@ def _open_loop(records: Sequence[Record], ok: Sequence[Record]) -> str:
     if len(ttft_ms):
         limit_ms = 1e3 * lag_limit_s(float(np.median(ttft_ms)) / 1e3)
         _limit(lag, limit_ms, "limit of p99")
-        lag.set_xlim(right=max(lag.get_xlim()[1], 1.4 * limit_ms))
     lag.set(xlabel="schedule lag, ms", ylim=(0, 1))
     pairs: list[tuple[Axes, str, Metric, Metric]] = [
         (ttft, "TTFT", summary.ttft_s, summary.response_ttft_s),
@@ -163,7 +162,10 @@ def _cdf(
 
 def _limit(axes: Axes, at_ms: float, name: str) -> None:
     axes.axvline(at_ms, color=_COLORS["error"], linewidth=1, linestyle="--")
-    axes.text(at_ms, 0.02, f" {name}", color=_COLORS["error"])
+    axes.annotate(
+        name, (at_ms, 0.02), xytext=(3, 0), textcoords="offset points", color=_COLORS["error"]
+    )
+    axes.set_xlim(right=max(axes.get_xlim()[1], 1.4 * at_ms))
 
 
 def _values_ms(records: Sequence[Record], metric: Metric) -> NDArray[np.float64]:
@@ -171,9 +173,8 @@ def _values_ms(records: Sequence[Record], metric: Metric) -> NDArray[np.float64]
 
 
 def _interval_s(record: Record) -> tuple[float, float]:
-    assert record.sent_ns is not None
-    end_ns = record.output_ns[-1] if record.output_ns else record.sent_ns
-    return record.sent_ns / 1e9, end_ns / 1e9
+    assert record.sent_ns is not None and record.ended_ns is not None
+    return record.sent_ns / 1e9, record.ended_ns / 1e9
 
 
 def _intervals_s(

@@ -30,6 +30,8 @@ class Record:
     """When each output arrived."""
     output_tokens: list[int] = field(default_factory=list)
     """The tokens in each output, as counted by the server."""
+    ended_ns: int | None = None
+    """When it was over here, by whatever status; after the last output of a whole answer."""
     input_tokens: int | None = None
     cached_tokens: int | None = None
     max_tokens: int

@@ -55,6 +55,7 @@ def record(
         "first_text_ns": output_ns[0],
         "output_ns": output_ns,
         "output_tokens": [1] * len(output_ns),
+        "ended_ns": output_ns[-1] + MS,
         "input_tokens": 512,
         "max_tokens": len(output_ns),
         "finish_reason": "length",
@@ -63,7 +64,15 @@ def record(
 
 
 def failed(status: str, index: int = 0) -> Record:
-    return Record(index=index, workload="chat", status=status, intended_ns=0, max_tokens=9)  # type: ignore[arg-type]
+    sent = {} if status == "dropped" else {"sent_ns": 0, "ended_ns": 50 * MS}
+    return Record(
+        index=index,
+        workload="chat",
+        status=status,  # type: ignore[arg-type]
+        intended_ns=0,
+        max_tokens=9,
+        **sent,
+    )
 
 
 def worker_records(

@@ -34,7 +34,7 @@ def lengths(input_tokens: int, output_tokens: int) -> list[str]:
 
 
 def assert_agree(run: LocustRun, seen: Sequence[Seen]) -> None:
-    assert len(run.with_status("ok")) == len(run.records) == len(seen) >= 4
+    assert len(run.with_status("ok")) == len(run.records) == len(seen) >= 3
     tokens = [sum(r.output_tokens) for r in sorted(run.records, key=lambda r: r.index)]
     assert tokens == [each.tokens for each in seen]
     theirs = {
@@ -50,10 +50,10 @@ def test_against_a_scripted_server(tmp_path: Path) -> None:
     workload = Workload(
         WorkloadSettings(name="chat", seed=1, input_tokens=100, output_tokens=24, length_cv=0)
     )
-    times_s = schedule("poisson", rate=8, duration_s=5, seed=1).tolist()
+    times_s = schedule("poisson", rate=8, duration_s=4, seed=1).tolist()
     prompts = [(r.input_ids, r.max_tokens) for r in map(workload.request, range(len(times_s)))]
 
-    load = ["--arrival", "poisson", "--rate", "8", "--run-time", "5s", *lengths(100, 24)]
+    load = ["--arrival", "poisson", "--rate", "8", "--run-time", "4s", *lengths(100, 24)]
 
     async def both(target: Addresses) -> tuple[LocustRun, list[Seen]]:
         return await asyncio.gather(
@@ -74,7 +74,7 @@ def test_against_a_scripted_server(tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_in_front_of_the_real_server(tmp_path: Path) -> None:
     # Long prompts, so that the first token takes a while; one at a time, however slow the machine.
-    load = ["--users", "1", "--run-time", "8s", *lengths(1600, 24)]
+    load = ["--users", "1", "--run-time", "6s", *lengths(1200, 24)]
 
     async def both(address: str) -> tuple[LocustRun, list[Seen]]:
         async with relaying(address) as (relay, own_address):
@@ -86,5 +86,5 @@ def test_in_front_of_the_real_server(tmp_path: Path) -> None:
         run, seen = asyncio.run(both(target.settings.grpc_url))
 
     assert {sum(record.output_tokens) for record in run.records} == {24}
-    assert {record.input_tokens for record in run.records} == {1600}
+    assert {record.input_tokens for record in run.records} == {1200}
     assert_agree(run, seen)

@@ -13,7 +13,7 @@ STALL_EVERY_S, STALL_S = 2.0, 0.8
 
 def test_a_planted_stall(tmp_path: Path) -> None:
     timing = {"ttft_s": 0.02, "gap_s": 0.005}
-    lengths = ["--output-tokens", "3", "--length-cv", "0", "--run-time", "8s"]
+    lengths = ["--output-tokens", "3", "--length-cv", "0", "--run-time", "6s"]
     with scripted_triton(**timing, stall_every_s=STALL_EVERY_S, stall_s=STALL_S) as target:
         loops = [
             RunningLocust(target, tmp_path / "closed", "--arrival", "closed", *lengths),
@@ -32,6 +32,6 @@ def test_a_planted_stall(tmp_path: Path) -> None:
     assert closed.latency("e2e")["p90"] < 0.15
     assert open_.latency("e2e")["p90"] > 0.4
     # Nor was the open loop late itself: those requests were sent on time.
-    assert len(open_.records) == 200
+    assert len(open_.records) == 150
     lag_p50_s = open_.summary["total"]["schedule_lag_s"]["p50"]
     assert lag_p50_s < 0.05

@@ -129,7 +129,7 @@ def test_ctrl_c_reports_what_there_is(triton: Addresses, tmp_path: Path) -> None
 def test_processes_share_one_schedule(triton: Addresses, tmp_path: Path) -> None:
     run = run_locust(
         triton, tmp_path / "run", "--processes", "2", "--arrival", "gamma", "--burstiness", "0.5",
-        "--rate", "12", "--run-time", "3s", "--output-tokens", "8", "--seed", "2",
+        "--rate", "12", "--run-time", "2s", "--output-tokens", "8", "--seed", "2",
     )  # fmt: skip
     schedule_ns = run.settings.schedule_ns()
     assert [file.header["worker"] for file in run.files] == [0, 1]
