@@ -99,7 +99,8 @@ async def send_all(
 
 class Relay(GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Stands between a client and the server: it sends the client's requests with `generate`
-    and hands on the responses. So both see the same ones; `seen` has its own times, by id."""
+    and hands on the responses. So both see the same ones; `seen` has its own times, by id, where
+    a request counts as sent when it reaches the relay."""
 
     def __init__(self, client: Any) -> None:
         self.seen: dict[int, Seen] = {}
@@ -113,6 +114,7 @@ class Relay(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> Any:
         request = await anext(requests)
+        arrived_s = time.perf_counter()
         raw = {
             tensor.name: content
             for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -121,6 +123,7 @@ class Relay(GRPCInferenceServiceServicer):  # type: ignore[misc]
         input_ids = np.frombuffer(raw["input_ids"], np.int32).tolist()
         max_tokens = json.loads(raw["sampling_parameters"][4:])["max_tokens"]
         async for response in generate(self._client, input_ids, max_tokens, seen):
+            seen.sent_s = arrived_s
             yield pb.ModelStreamInferResponse(infer_response=response)
 
 
