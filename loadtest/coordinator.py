@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import MasterRunner, WorkerRunner
@@ -44,6 +45,7 @@ class Coordinator:
         self._environment = environment
         self._on_finished = on_finished
         self._folder: Path | None = None
+        self._ended: Event | None = None  # set once the run that is ending is reported
         self._assigned: tuple[RunSettings, Share, Path] | None = None
         self._unfinished: set[str] = set()
         self._progress: gevent.Greenlet | None = None
@@ -81,7 +83,8 @@ class Coordinator:
 
     def finish(self, *, cut_off: bool = False, **_: Any) -> None:
         """Locust's test_stopping: at the end of the run time, or at the web page's button. With
-        `cut_off`, at Ctrl-C, running requests get no time. Further calls do nothing."""
+        `cut_off`, at Ctrl-C, running requests get no time, even if the run is ending already.
+        Returns once the run is reported; does nothing without one."""
         options = self._environment.parsed_options
         assert options is not None
         drain_timeout_s = 0.0 if cut_off else float(options.drain_timeout)
@@ -89,16 +92,30 @@ class Coordinator:
         if isinstance(runner, WorkerRunner):
             self._finish_worker(runner, drain_timeout_s)
             return
-        folder, self._folder = self._folder, None
-        if folder is None:
+        if self._folder is None:
             return
-        if self.session is not None:
-            self.session.finish(drain_timeout_s)
-        elif isinstance(runner, MasterRunner):
-            self._finish_workers(runner, drain_timeout_s)
+        is_first, self._ended = self._ended is None, self._ended or Event()
+        if is_first or cut_off:
+            if isinstance(runner, MasterRunner):
+                self._finish_workers(runner, drain_timeout_s)
+            elif self.session is not None:
+                self.session.finish(drain_timeout_s)
+        if is_first:
+            self._report(self._folder, self._ended)
+        else:
+            self._ended.wait()
+
+    def _report(self, folder: Path, ended: Event) -> None:
         if self._progress is not None:
             self._progress.kill()
-        self._on_finished(folder)
+        try:
+            self._on_finished(folder)
+        except ValueError as error:  # no process has written anything
+            log.error("loadtest: %s", error)
+            self._environment.process_exit_code = 1
+        finally:
+            self._folder = self._ended = None
+            ended.set()
 
     def _open(self, settings: RunSettings, share: Share, folder: Path) -> bool:
         def on_record(record: Any) -> None:
@@ -153,8 +170,7 @@ class Coordinator:
         self._finish_worker(environment.runner, msg.data["drain_timeout_s"])
 
     def _finish_worker(self, runner: WorkerRunner, drain_timeout_s: float) -> None:
-        if self.session is not None and not self.session.finishing:
-            self.session.finish(drain_timeout_s)
+        if self.session is not None and self.session.finish(drain_timeout_s):
             runner.send_message(_FINISHED)
 
     def _on_worker_finished(self, environment: Environment, msg: Message) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import psutil
+from gevent.event import Event
 from gevent.pool import Group
 
 from loadtest.arrivals import partition
@@ -56,6 +57,7 @@ class Session:
         self._workload = Workload(settings.workload)
         self._numbers = iter(range(share.worker, 2**62, share.workers))
         self._in_flight = Group()
+        self._closed = Event()
         self._process = psutil.Process()
         self._streams = connect(settings)
         arrivals = list(self._arrivals())
@@ -95,11 +97,15 @@ class Session:
             # The user was stopped while it waited, and so is its request.
             sending.kill(CutOff)
 
-    def finish(self, drain_timeout_s: float) -> None:
+    def finish(self, drain_timeout_s: float) -> bool:
         """Sends no more, gives running requests `drain_timeout_s`, cuts off the others and
-        closes the records. Further calls do nothing."""
+        closes the records. A further call waits for that, and 0 cuts short what it waits for.
+        True for the call that did it."""
         if self.finishing:
-            return
+            if not drain_timeout_s:
+                self._in_flight.kill(CutOff)
+            self._closed.wait()
+            return False
         self.finishing = True
         cpu_percent = self._process.cpu_percent()
         ended_early = False
@@ -107,7 +113,7 @@ class Session:
             left_s = self.settings.duration_s - (time.perf_counter_ns() - self._start_ns) / 1e9
             if drain_timeout_s and left_s < _END_SLACK_S:
                 self._dispatcher.join(max(0.0, left_s) + 1)
-            ended_early = not self._dispatcher.ready()
+            ended_early = not self._dispatcher.successful()
             self._dispatcher.kill()
         if drain_timeout_s:
             self._in_flight.join(drain_timeout_s)
@@ -115,6 +121,8 @@ class Session:
         self._recorder.end({"cpu_ratio": cpu_percent / 100, "ended_early": ended_early})
         self._streams.close()
         gc.unfreeze()
+        self._closed.set()
+        return True
 
     def _arrivals(self) -> Iterator[tuple[int, int]]:
         """Of the whole schedule, every `workers`-th."""

@@ -62,6 +62,13 @@ def judge(
             "closed loop: while the server is slow it gets fewer requests, so percentiles leave "
             "out those that would have been slow; for latency use an open loop (--arrival)"
         )
+    short = sum(
+        record.status == "ok" and sum(record.output_tokens) < record.max_tokens
+        for file in files
+        for record in file.records
+    )
+    if short:
+        warnings.append(f"{short} answers were shorter than asked for: the load was lighter")
     for file in files:
         worker = file.header["worker"]
         if file.end is None:

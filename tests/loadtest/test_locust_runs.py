@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from pathlib import Path
 
 import httpx
@@ -124,6 +125,24 @@ def test_ctrl_c_reports_what_there_is(triton: Addresses, tmp_path: Path) -> None
     assert run.files[0].end is not None and run.files[0].end["ended_early"]
     assert "Report: " in run.output and "Latencies, ms" in run.output
     assert run.summary["total"]["counts"]["ok"] == len(run.with_status("ok"))
+
+
+def test_ctrl_c_cuts_a_drain_short(triton: Addresses, tmp_path: Path) -> None:
+    running = RunningLocust(
+        triton, tmp_path / "run", "--arrival", "constant", "--rate", "4", "--run-time", "1s",
+        "--output-tokens", "1500", "--length-cv", "0", "--input-tokens", "9",
+    )  # fmt: skip
+    path = tmp_path / "run" / "requests-0.jsonl"
+    wait_until(path.exists, "a start")
+    time.sleep(3)  # the run is over, its requests would take half a minute more
+    assert path.read_bytes().count(b"\n") == 1
+    running.process.send_signal(signal.SIGINT)
+
+    run = running.result()
+
+    assert len(run.with_status("cut_off")) == len(run.records) == 4
+    assert all(record.output_tokens for record in run.records)
+    assert "INVALID: no request came to its end" in run.output
 
 
 def test_processes_share_one_schedule(triton: Addresses, tmp_path: Path) -> None:

@@ -68,3 +68,9 @@ def test_a_busy_process_is_told_of() -> None:
     assert file.end is not None
     file.end["cpu_ratio"] = 0.97
     assert "process 0 used 97% of a core" in summarize_run([file]).validity.warnings[0]
+
+
+def test_short_answers_are_told_of() -> None:
+    validity = summarize_run([worker_records([record(), record(max_tokens=9)])]).validity
+    assert validity.valid
+    assert validity.warnings == ("1 answers were shorter than asked for: the load was lighter",)
