@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import gevent
-from gevent import monkey
 from gevent.pool import Group
-from gevent.threadpool import ThreadPool
 
-_native_sleep = monkey.get_original("time", "sleep")
-# gevent's timers count in whole milliseconds and fire up to one late; the rest of a wait below
-# this is slept by a thread, which wakes the loop within a few tenths.
-_FINE_WAIT_S = 0.02
-
+# gevent's timers count in whole milliseconds and fire up to one late, later still on busy cores:
+# the last part of a wait is spent turning the loop, so that the process is awake when it is due.
+_AWAKE_S = 0.003
 
 T = TypeVar("T")
 
@@ -36,25 +32,19 @@ def dispatch(
     Never waits for an answer. An arrival that meets `max_in_flight` requests goes to `drop` and
     is not sent later: a request that waits here would make the loop a closed one, unseen.
     """
-    sleeper = ThreadPool(1)
-    try:
-        for index, intended_ns in arrivals:
-            prepared = prepare(index)
-            _sleep_until(start_ns + intended_ns, sleeper)
-            if len(in_flight) >= max_in_flight:
-                drop(prepared, intended_ns)
-            else:
-                in_flight.spawn(send, prepared, intended_ns)
-    finally:
-        sleeper.kill()
+    for index, intended_ns in arrivals:
+        prepared = prepare(index)
+        _sleep_until(start_ns + intended_ns)
+        if len(in_flight) >= max_in_flight:
+            drop(prepared, intended_ns)
+        else:
+            in_flight.spawn(send, prepared, intended_ns)
+            gevent.sleep(0)  # it goes before the next one is prepared
 
 
-def _sleep_until(due_ns: int, sleeper: ThreadPool) -> None:
+def _sleep_until(due_ns: int) -> None:
     wait_s = (due_ns - time.perf_counter_ns()) / 1e9
-    if wait_s > _FINE_WAIT_S:
-        gevent.sleep(wait_s - _FINE_WAIT_S)
-        wait_s = (due_ns - time.perf_counter_ns()) / 1e9
-    if wait_s > 0:
-        sleeper.spawn(_native_sleep, wait_s).get()
-    else:
-        gevent.sleep(0)  # when late too, what was spawned must get its turn
+    if wait_s > _AWAKE_S:
+        gevent.sleep(wait_s - _AWAKE_S)
+    while time.perf_counter_ns() < due_ns:
+        gevent.sleep(0)
