@@ -27,15 +27,13 @@ from loadtest.users import StreamUser  # noqa: E402
 
 __all__ = ["StreamUser"]
 
-EXIT_INVALID = 3
-
 stats.PERCENTILES_TO_REPORT = [0.5, 0.9, 0.95, 0.99]
 
 
 def on_init(environment: Environment, **_: Any) -> None:
     def on_finished(folder: Path) -> None:
         if not report.write(folder).validity.valid:
-            environment.process_exit_code = EXIT_INVALID
+            environment.process_exit_code = report.EXIT_INVALID
 
     coordinator = Coordinator(environment, on_finished)
     StreamUser.coordinator = coordinator

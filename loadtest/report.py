@@ -23,6 +23,8 @@ from loadtest.records import Record, read
 from loadtest.settings import RunSettings
 from loadtest.summary import Run, counted, summarize_run
 
+EXIT_INVALID = 3
+
 
 def write(folder: Path) -> Run:
     """Reads all records of a run, prints the table and writes both files beside them. Raises
@@ -82,7 +84,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="the run's folder, with requests-*.jsonl")
     folder = parser.parse_args().folder
     try:
-        return 0 if write(folder).validity.valid else 3
+        return 0 if write(folder).validity.valid else EXIT_INVALID
     except ValueError as error:
         parser.error(str(error))
 
