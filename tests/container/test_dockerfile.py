@@ -15,8 +15,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Not part of this repository yet: the load test.
-COMING = {"loadtest"}
 SERVERS = pytest.mark.parametrize("target", ["cpu", "gpu"])
 
 
@@ -37,7 +35,7 @@ def sources() -> set[str]:
         for text in stage.arguments("COPY"):
             if not text.startswith("--from"):
                 found.update(text.split()[:-1])
-    return found - COMING
+    return found
 
 
 def test_everything_copied_exists() -> None:
