@@ -76,6 +76,9 @@ RUN sed '/^-r /d' /tmp/requirements/loadtest.txt > /tmp/requirements/packages.tx
 COPY client /tmp/client
 RUN pip install /tmp/client
 COPY loadtest loadtest
+# A volume that is mounted here takes over the owner.
+RUN install --directory --owner nobody /results
+ENV LOADTEST_OUTPUT=/results
 USER nobody
 EXPOSE 8089
 ENTRYPOINT ["locust", "--locustfile", "loadtest/locustfile.py"]
