@@ -54,7 +54,7 @@ def num_texts(answers: list[Answer]) -> int:
 
 def test_counters_are_exact_after_requests_one_by_one(target: Target, increase: Increase) -> None:
     shape = {8: 5, 300: 7, 20: 1, 513: 3}  # prompt tokens: output tokens
-    answers = [target.generate(prompt_ids(n), max_tokens=m) for n, m in shape.items()]
+    answers = [target.generate(prompt_ids(n, seed=n), max_tokens=m) for n, m in shape.items()]
     whole = target.generate(prompt_ids(30), max_tokens=12)
     stop = whole.token_ids[4]
     stopped = target.generate(prompt_ids(30), max_tokens=12, stop_token_ids=[stop])
