@@ -5,10 +5,13 @@ All options are in docs/load-testing.md and `locust -f loadtest/locustfile.py --
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import gevent
 import grpc.experimental.gevent
 from locust import events, stats
 from locust.env import Environment
@@ -47,6 +50,9 @@ def on_init(environment: Environment, **_: Any) -> None:
             environment.process_exit_code = 0
 
     environment.events.quitting.add_listener(on_quitting)
+    # As an exception, Ctrl-C would be raised in whatever greenlet runs at the moment, and end with
+    # it; as SIGTERM it ends the run.
+    gevent.signal_handler(signal.SIGINT, os.kill, os.getpid(), signal.SIGTERM)
 
 
 events.init_command_line_parser.add_listener(add_options)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.cli import probes, processes
+from octavo.cli import probes
 from tests.container.compose import engines
 from tests.e2e.target import REPOSITORY, Target, prompt_ids, serving
 
@@ -42,18 +42,6 @@ def check(target: Target, timeout_s: float | None = None) -> subprocess.Complete
     if timeout_s is not None:
         command.append(f"--timeout={timeout_s}")
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-def stub_of(target: Target) -> int:
-    """The process of the model that has the engine."""
-    assert target.server.pid is not None
-    lines = {pid: processes.command_line(pid) for pid in processes.children(target.server.pid)}
-    (stub,) = [
-        pid
-        for pid, line in lines.items()
-        if "triton_python_backend_stub" in line and "/llm/" in line
-    ]
-    return stub
 
 
 def test_healthy_server_makes_a_token(target: Target) -> None:
@@ -95,7 +83,7 @@ def test_engine_that_hangs_fails_though_all_else_says_it_is_well(tmp_path: Path)
 
 def test_dead_engine_fails_though_the_server_says_ready(target: Target) -> None:
     """The last test: nothing brings this server back."""
-    os.kill(stub_of(target), signal.SIGKILL)
+    os.kill(target.stub(), signal.SIGKILL)
     dead = check(target, timeout_s=2)
     assert probes.is_healthy(target.settings.http_url)
     assert dead.returncode == 1

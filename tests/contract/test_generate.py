@@ -101,7 +101,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too many tokens": ({"max_tokens": 10**6}, "max_tokens: got 1000000; at most "),
     "the prompt in a stream": (
-        {"stream": True, "exclude_input_in_output": False}, "exclude_input_in_output: got false"
+        {"stream": True, "exclude_input_in_output": False},
+        "Error generating stream: When streaming, `exclude_input_in_output` = False",
     ),
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from tritonclient.grpc import service_pb2
 
+from octavo.cli import processes
 from octavo.cli.embedded_server import EmbeddedServer
 from octavo.cli.ports import Ports
 from octavo.cli.server_settings import Contract, ServerSettings
@@ -117,6 +118,17 @@ class Target:
         """Metrics with everything in them that has happened so far."""
         time.sleep(FLUSH_S + 0.2)
         return self.metrics()
+
+    def stub(self, model: str = "llm") -> int:
+        """The process of a model."""
+        assert self.server.pid is not None
+        lines = {pid: processes.command_line(pid) for pid in processes.children(self.server.pid)}
+        (stub,) = [
+            pid
+            for pid, line in lines.items()
+            if "triton_python_backend_stub" in line and f"/{model}/" in line
+        ]
+        return stub
 
     def num_queued(self) -> int:
         """Requests in Triton's own queue; exact at any moment."""

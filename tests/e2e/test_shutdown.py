@@ -13,7 +13,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from octavo.cli import processes
 from tests.e2e.target import REPOSITORY, Target, prompt_ids, serving, wait_until
 
 # tritonserver looks once a second whether it may leave, and needs a moment for itself.
@@ -38,16 +37,6 @@ def stop_aside(target: Target) -> Callable[[], tuple[bool, float]]:
         return outcome[0]
 
     return result
-
-
-def stub_of(target: Target) -> int:
-    assert target.server.pid is not None
-    [stub] = [
-        pid
-        for pid in processes.children(target.server.pid)
-        if "python_backend_stub" in processes.command_line(pid)
-    ]
-    return stub
 
 
 def test_stop_lets_running_streams_end_and_refuses_new_ones(tmp_path: Path) -> None:
@@ -84,7 +73,7 @@ def test_dead_stub_is_told_and_ends_everything_with_the_server(tmp_path: Path) -
     with serving(tmp_path, "vllm") as target:
         running = target.send(prompt_ids(8), max_tokens=2000)
         running.wait_for_first()
-        stub = stub_of(target)
+        stub = target.stub()
         os.kill(stub, signal.SIGKILL)
         wait_until(lambda: target.server.failure(ask_engine=False) is not None, "noticed", 1)
         assert f"stub {stub}" in (target.server.failure() or "")
