@@ -125,6 +125,16 @@ def test_unary_gives_blocks_back_when_the_client_leaves(served: Served, front: F
     wait_until(lambda: served.num_used_blocks == 0)
 
 
+def test_unary_goes_on_when_one_answer_cannot_be_sent(served: Served, front: Front) -> None:
+    def fail() -> None:
+        raise RuntimeError("the response is lost")
+
+    lost = request("A", sampling=GREEDY)
+    lost.sender.on_send = fail
+    front.send(lost)
+    assert front.ask(sampling=GREEDY).text == "ABCDEFGHIJKLMNOPQ"
+
+
 def test_unary_says_when_there_is_no_engine() -> None:
     front = Front("other")
     asked = front.ask(sampling=GREEDY)

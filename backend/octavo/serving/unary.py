@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Client, Connection
 from typing import Any
 
@@ -35,16 +36,26 @@ class _Pending:
         self._open = True
 
     def has_left(self) -> bool:
+        """True if the question fails, too: then there is nobody to answer."""
         with self._lock:
-            return self._open and self._sender.is_cancelled()
+            try:
+                return self._open and self._sender.is_cancelled()
+            except Exception:
+                log.exception("a request could not be asked for")
+                return True
 
     def answer(self, result: Result) -> None:
+        """Never raises: the thread that brings the answers has those of others to bring."""
         if result.error is not None:
             return self.fail(*result.error)
         with self._lock:
-            if self._open:
-                self._open = False
+            if not self._open:
+                return
+            self._open = False
+            try:
                 self._sender.send(result.outputs, is_final=True)
+            except Exception:
+                log.exception("an answer could not be sent")
 
     def fail(self, message: str, code: ErrorCode) -> None:
         with self._lock:
@@ -136,9 +147,6 @@ class UnaryModel:
                 left = dict(self._pending)
             self._fail(left)
             self._has_room.set()
-        except Exception:
-            log.exception("the relay has failed")
-            raise
 
     def _fail(self, pending: dict[int, _Pending]) -> None:
         message = f"the engine of model {self._engine_model} is not there: not loaded, or stopped"
@@ -155,6 +163,6 @@ class UnaryModel:
             told &= live.keys()
             for request_id in [i for i, p in live.items() if i not in told and p.has_left()]:
                 told.add(request_id)
-                with self._lock:
+                with self._lock, suppress(OSError):  # a lost connection has ended them all
                     if self._connection is not None:
                         self._connection.send(Cancel(request_id))
