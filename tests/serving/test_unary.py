@@ -1,6 +1,8 @@
 """The unary model's front and the engine's end of the relay, over their real socket."""
 
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,3 +180,18 @@ def test_relay_refuses_a_folder_that_others_may_enter(
     path.parent.chmod(0o755)
     with pytest.raises(ConfigError, match="mode 0700"):
         relay.socket_path("llm")
+
+
+def test_relay_removes_the_sockets_of_killed_servers(tmp_path: Path) -> None:
+    live, young, old = (tmp_path / f"{name}.sock" for name in ("live", "young", "old"))
+    server = relay.RelayServer(live, lambda arrivals: None)
+    for path in (young, old):
+        with socket.socket(socket.AF_UNIX) as killed:
+            killed.bind(str(path))
+    for path in (live, old):
+        os.utime(path, (0, 0))
+    other = relay.RelayServer(tmp_path / "other.sock", lambda arrivals: None)
+    assert live.exists() and young.exists() and not old.exists()
+    other.close()
+    server.close()
+    assert sorted(tmp_path.iterdir()) == [young]

@@ -8,12 +8,14 @@ the socket lies in a folder that only this user may enter.
     engine → front    Admitted (that Submit is, and there is room for another), Result
 """
 
+import errno
 import logging
 import os
 import socket
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from octavo.errors import ConfigError
 from octavo.serving.incoming import ErrorCode, IncomingRequest, Sender
 
 log = logging.getLogger(__name__)
+
+_STALE_AFTER_S = 60.0
 
 Arrival = tuple[IncomingRequest, Sender]
 Admit = Callable[[list[Arrival]], None]
@@ -154,10 +158,22 @@ class _Connection:
             self._write(Admitted())
 
 
+def _remove_stale_sockets(folder: Path) -> None:
+    """Those that killed servers have left: nobody listens. Young ones may be about to."""
+    for path in folder.glob("*.sock"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < _STALE_AFTER_S:
+                continue
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                    path.unlink()
+
+
 class RelayServer:
     """The engine's end. Fronts come and go."""
 
     def __init__(self, path: Path, admit: Admit) -> None:
+        _remove_stale_sockets(path.parent)
         path.unlink(missing_ok=True)  # a killed server's, whose process id has come round again
         self._admit = admit
         self._path = path
