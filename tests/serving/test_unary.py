@@ -4,8 +4,10 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import triton_python_backend_utils as pb_utils
@@ -135,6 +137,22 @@ def test_unary_goes_on_when_one_answer_cannot_be_sent(served: Served, front: Fro
     lost.sender.on_send = fail
     front.send(lost)
     assert front.ask(sampling=GREEDY).text == "ABCDEFGHIJKLMNOPQ"
+
+
+def test_unary_ends_its_threads_before_finalize_returns(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail = UnaryModel._fail
+
+    def fail_late(self: UnaryModel, pending: dict[int, Any]) -> None:
+        time.sleep(0.2)  # the thread that reads is slow to see the end
+        fail(self, pending)
+
+    monkeypatch.setattr(UnaryModel, "_fail", fail_late)
+    front = Front()
+    front.ask(sampling=GREEDY)
+    front.model.finalize()
+    assert "octavo-unary" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_unary_says_when_there_is_no_engine() -> None:

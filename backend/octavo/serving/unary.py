@@ -82,6 +82,7 @@ class UnaryModel:
         self._has_room = threading.Event()
         self._lock = threading.Lock()  # guards what follows, and the connection's writing end
         self._connection: Connection | None = None
+        self._reader: threading.Thread | None = None  # of the newest connection
         self._pending: dict[int, _Pending] = {}
         self._stopping = threading.Event()
         self._poller = threading.Thread(target=self._poll_loop, name="octavo-cancel", daemon=True)
@@ -118,15 +119,19 @@ class UnaryModel:
         with self._lock:
             if self._connection is not None:
                 hang_up(self._connection)
+            reader = self._reader
+        if reader is not None:
+            reader.join()
 
     def _connected(self) -> Connection:
         """Under the lock. Connects at the first request, and again after the engine's model was
         loaded anew. Raises OSError."""
         if self._connection is None:
             self._connection = Client(str(self._path), family="AF_UNIX")
-            threading.Thread(
-                target=self._read_loop, args=(self._connection,), name="octavo-relay", daemon=True
-            ).start()
+            self._reader = threading.Thread(
+                target=self._read_loop, args=(self._connection,), name="octavo-unary", daemon=True
+            )
+            self._reader.start()
         return self._connection
 
     def _read_loop(self, connection: Connection) -> None:
