@@ -84,6 +84,9 @@ class EngineConfig:
     ) = None
     # Blocks keep their content after their last user, for sequences that begin alike.
     enable_prefix_caching: bool = True
+    # What becomes of a sequence whose blocks others need: swapped to a tier, recomputed, or what
+    # costs less by measured rates.
+    preemption: Literal["auto", "swap", "recompute"] = "auto"
     watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
     num_threads: Annotated[Integer, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
     sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 1

@@ -34,6 +34,9 @@ from octavo.stats import EngineGauges, EngineStats, Phase
 
 log = logging.getLogger(__name__)
 
+# Sequences that wait for a tier have a deadline, which nothing else would wake the engine for.
+_TIER_POLL_S = 0.05
+
 
 @dataclass(slots=True)
 class _Live:
@@ -53,13 +56,25 @@ class Engine:
         """Loads the model. Raises ConfigError."""
         self.config = config
         self.runner = _load_runner(config)
+        self._changed = threading.Condition()
+        self._has_arrived = False  # guarded by _changed: blocks from a tier
+        self.tiers = open_tiers(
+            config.kv_tiers,
+            block_bytes=self.runner.kv_cache.block_bytes,
+            namespace=self.runner.kv_namespace,
+            on_arrival=self._on_arrival,
+        )
         self.scheduler = Scheduler(
             num_blocks=self.runner.kv_cache.num_blocks,
-            block_size=config.block_size,
+            block_size=self.runner.kv_cache.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             watermark_ratio=config.watermark_ratio,
             enable_prefix_caching=config.enable_prefix_caching,
+            window=_common_window(self.runner.model_config.sliding_windows),
+            namespace=self.runner.kv_namespace,
+            tiers=self.tiers,
+            preemption=config.preemption,
         )
         self.stats = EngineStats()
         self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
@@ -68,7 +83,6 @@ class Engine:
         self.after_step: Callable[[], None] = lambda: None
         self.max_model_len = self.runner.max_model_len
         self.vocab_size = self.runner.model_config.vocab_size
-        self._changed = threading.Condition()
         # Guarded by _changed.
         self._inbox: deque[tuple[Sequence, Sink]] = deque()
         self._cancelled: dict[tuple[int, int | None], FinishReason] = {}
@@ -189,9 +203,15 @@ class Engine:
         began_s = time.perf_counter()
         plan = self.scheduler.schedule()
         self._count_admitted(plan)
+        self._store(plan)
+        if len(plan) == 0:
+            self._wait_for_blocks()
+            return True
         sampled = self.runner.run(plan)
         outputs = self.scheduler.update(plan, sampled.token_ids)
-        self._count(plan, sampled.faults.count(None), time.perf_counter() - began_s)
+        elapsed_s = time.perf_counter() - began_s
+        self.scheduler.costs.observe(plan, elapsed_s)
+        self._count(plan, sampled.faults.count(None), elapsed_s)
         for prompt in sampled.prompts:
             self._keep_prompt_logprobs(prompt)
         for (sequence, token_id, reason), logprobs, fault in zip(
@@ -202,6 +222,28 @@ class Engine:
             else:
                 self._end(sequence, FinishReason.ERROR, fault)
         return True
+
+    def _store(self, plan: StepPlan) -> None:
+        """Hands blocks to the tiers before the step writes over them."""
+        for blocks, shared in ((plan.block_saves, False), (plan.block_shares, True)):
+            if blocks:
+                assert self.tiers is not None
+                ids, keys = zip(*blocks, strict=True)
+                rows = self.runner.kv_cache.read_blocks(list(ids))
+                self.tiers.store(list(keys), rows, written_through=shared)
+
+    def _on_arrival(self) -> None:
+        with self._changed:
+            self._has_arrived = True
+            self._changed.notify_all()
+
+    def _wait_for_blocks(self) -> None:
+        """All that could run waits for a tier: until something arrives, from there or a client."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._has_arrived or self._inbox or self._cancelled, _TIER_POLL_S
+            )
+            self._has_arrived = False
 
     def _run(self) -> None:
         try:
@@ -383,6 +425,12 @@ class Engine:
 
 def _live(sequence: Sequence, sink: Sink) -> _Live:
     return _Live(sink, {each.index: each for each in (sequence, *sequence.forks)})
+
+
+def _common_window(windows: tuple[int | None, ...]) -> int | None:
+    """The longest of a model whose layers all have one: what lies behind it no layer reads."""
+    bounded = [window for window in windows if window is not None]
+    return max(bounded) if len(bounded) == len(windows) else None
 
 
 def _seed_of_fork(seed: int | None, index: int) -> int | None:

@@ -159,7 +159,11 @@ def test_preemption_takes_the_last_in_order() -> None:
     # 0 needs its third block, and 1 has to give back its two.
     assert ids(plan.decodes) == [(9, 1), (0, 1)]
     assert [s.request_id for s in scheduler.waiting] == [1]
-    assert (scheduler.counters.preemptions, scheduler.counters.recomputed_tokens) == (1, 8)
+    assert scheduler.counters.preemptions == {"recompute": 1}
+    assert not scheduler.counters.recomputed_tokens, "not before it comes back"
+    scheduler.finish(scheduler.running[0])
+    assert ids(step(scheduler).prefills) == [(1, 9)]
+    assert scheduler.counters.recomputed_tokens.total() == 8
 
 
 def test_a_sequence_preempts_itself_when_it_is_the_last() -> None:
@@ -206,8 +210,10 @@ def test_a_sequence_in_prefill_can_be_preempted() -> None:
     scheduler.max_num_batched_tokens = 1  # it stays in prefill while the other decodes
     while long.status is SequenceStatus.RUNNING:
         step(scheduler)
-    assert scheduler.counters.recomputed_tokens == 14
     assert long.num_output_tokens == 0
+    scheduler.finish(scheduler.running[0])
+    step(scheduler)
+    assert scheduler.counters.recomputed_tokens == {"preemption": 14, "tier_loss": 0}
 
 
 @pytest.mark.parametrize("phase", ["waiting", "prefill", "decode", "preempted"])
@@ -221,7 +227,7 @@ def test_finish_frees_the_blocks_of_a_sequence(phase: str) -> None:
         step(scheduler)
         assert sequence.is_decoding
     if phase == "preempted":
-        scheduler._preempt(sequence)
+        scheduler._preempt(sequence, "a test says so")
     scheduler.finish(sequence)
     scheduler.check_integrity()
     assert sequence.status is SequenceStatus.FINISHED

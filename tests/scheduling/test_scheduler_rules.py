@@ -1,9 +1,10 @@
-"""The scheduler under any order of arrivals, cancels and steps, with a runner that computes
-nothing but knows which token of which context lies in which slot."""
+"""The scheduler under any order of arrivals, cancels, steps, and losses of a tier, with a runner
+that computes nothing but knows which token of which context lies in which slot."""
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from random import Random
 from typing import ClassVar
 
 from hypothesis import settings
@@ -17,6 +18,8 @@ from hypothesis.stateful import (
 )
 
 from factories import make_sequence
+from fake_tiers import Content, FakeTiers
+from octavo.scheduling.preemption import PreemptionMode
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import ScheduledSequence, Sequence, SequenceStatus, StepPlan
 
@@ -24,22 +27,33 @@ STOP_TOKEN = 5
 MAX_STEPS = 1500
 
 
-Content = tuple[str | None, tuple[int, ...]]  # what a slot holds: a token and all before it
-
-
 @dataclass
 class FakeRunner:
     """Writes what each slot holds, and asserts that every token of a context is still there."""
 
     block_size: int
+    window: int | None = None
+    tiers: FakeTiers | None = None
     slots: dict[int, Content] = field(default_factory=dict)
     sampled: int = 0
 
     def run(self, plan: StepPlan) -> list[int]:
+        for block, key in (*plan.block_saves, *plan.block_shares):
+            assert self.tiers is not None
+            self.tiers.stored[key] = {
+                offset: self.slots[block * self.block_size + offset]
+                for offset in range(self.block_size)
+                if block * self.block_size + offset in self.slots
+            }
         for source, target in plan.block_copies:
             for offset in range(self.block_size):
                 if (content := self.slots.get(source * self.block_size + offset)) is not None:
                     self.slots[target * self.block_size + offset] = content
+        for target, row in plan.block_loads:
+            for offset in range(self.block_size):
+                self.slots.pop(target * self.block_size + offset, None)
+                if offset in row:  # type: ignore[operator]
+                    self.slots[target * self.block_size + offset] = row[offset]  # type: ignore[index]
         written = [slot for scheduled in plan for slot in self._store(scheduled)]
         assert len(set(written)) == len(written), "two sequences write to one slot"
         for scheduled in plan:
@@ -48,6 +62,7 @@ class FakeRunner:
 
     def _slot(self, sequence: Sequence, position: int) -> int:
         block = sequence.block_table[position // self.block_size]
+        assert block >= 0, "it was given back"
         return block * self.block_size + position % self.block_size
 
     def _content(self, sequence: Sequence, position: int) -> Content:
@@ -63,7 +78,10 @@ class FakeRunner:
 
     def _read_context(self, scheduled: ScheduledSequence) -> None:
         sequence = scheduled.sequence
-        for position in range(sequence.num_computed_tokens + scheduled.num_tokens):
+        reach = 0
+        if self.window is not None:
+            reach = max(sequence.num_computed_tokens - self.window + 1, 0)
+        for position in range(reach, sequence.num_computed_tokens + scheduled.num_tokens):
             assert self.slots[self._slot(sequence, position)] == self._content(sequence, position)
 
     def _sample(self) -> int:
@@ -78,9 +96,14 @@ class Scheduling(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4]),
         num_blocks=st.integers(2, 30),
         max_num_seqs=st.integers(1, 6),
-        spare_budget=st.integers(0, 12),
+        spare_budget=st.integers(0, 12) | st.integers(0, 2),
         watermark_ratio=st.sampled_from([0.0, 0.3]),
         enable_prefix_caching=st.booleans(),
+        window=st.sampled_from([None, None, 3, 6]),
+        tiers=st.none()
+        | st.builds(FakeTiers, st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0, 100.0])),
+        preemption=st.sampled_from(["auto", "auto", "swap", "recompute"]),
+        seed=st.integers(0, 2**32),
     )
     def start(
         self,
@@ -90,6 +113,10 @@ class Scheduling(RuleBasedStateMachine):
         spare_budget: int,
         watermark_ratio: float,
         enable_prefix_caching: bool,
+        window: int | None,
+        tiers: FakeTiers | None,
+        preemption: PreemptionMode,
+        seed: int,
     ) -> None:
         self.scheduler = Scheduler(
             num_blocks=num_blocks,
@@ -98,8 +125,14 @@ class Scheduling(RuleBasedStateMachine):
             max_num_batched_tokens=max_num_seqs + spare_budget,
             watermark_ratio=watermark_ratio,
             enable_prefix_caching=enable_prefix_caching,
+            window=window,
+            namespace=b"a model",
+            tiers=tiers,
+            preemption=preemption,
         )
-        self.runner = FakeRunner(block_size)
+        self.tiers = tiers
+        self.fate = Random(seed)
+        self.runner = FakeRunner(block_size, window, tiers)
         self.max_len = num_blocks * block_size
         self.added: list[Sequence] = []
         self.everyone: list[Sequence] = []  # with the forks of those added
@@ -143,6 +176,27 @@ class Scheduling(RuleBasedStateMachine):
         for _ in range(times):
             if self.scheduler.has_work:
                 self.step()
+                self.meet_fate()
+
+    def meet_fate(self) -> None:
+        """Of what is in a tier some is lost, and some of what is under way arrives."""
+        if self.tiers is None:
+            return
+        if self.fate.random() < 0.1:
+            lost = [key for key in sorted(self.tiers.stored) if self.fate.random() < 0.3]
+            self.tiers.discard(lost)
+            self.seen["lost"] += len(lost)
+        if self.fate.random() < 0.4:
+            self.arrive(lossy=self.fate.random() < 0.5)
+
+    def arrive(self, *, lossy: bool = False) -> None:
+        assert self.tiers is not None
+        for fetch in self.tiers.under_way:
+            if not fetch.is_done:
+                if lossy:
+                    self.tiers.discard(fetch.keys[len(fetch.keys) // 2 :])
+                fetch.arrive()
+        self.tiers.under_way.clear()
 
     def step(self) -> None:
         was_running, was_waiting = list(self.scheduler.running), list(self.scheduler.waiting)
@@ -151,15 +205,30 @@ class Scheduling(RuleBasedStateMachine):
         self.check_plan(plan)
         self.check_queues(was_running, was_waiting)
         outputs = self.scheduler.update(plan, self.runner.run(plan))
+        self.scheduler.costs.observe(plan, plan.num_prefill_tokens + 0.01)
         self.ended += [(s.request_id, s.index) for s, _, reason in outputs if reason is not None]
-        counters = self.scheduler.counters
-        self.seen["copied"] += counters.copied_blocks
-        self.seen["found"] += counters.prefix_hit_tokens
-        self.seen["evicted"] += self.scheduler.allocator.num_evictions
         self.scheduler.check_integrity()
 
+    def count_seen(self) -> None:
+        counters = self.scheduler.counters
+        self.seen["copied"] += counters.copied_blocks
+        self.seen["evicted"] += self.scheduler.allocator.evictions.total()
+        self.seen["saved"] += counters.saved_blocks
+        self.seen["loaded"] += counters.loaded_blocks
+        for kinds in (
+            counters.preemptions, counters.recomputed_tokens, counters.prefix_hit_tokens
+        ):  # fmt: skip
+            for kind, count in kinds.items():
+                self.seen[f"{kind}"] += count
+
     def check_plan(self, plan: StepPlan) -> None:
-        assert len(plan) > 0, "a step without progress"
+        if len(plan) == 0:
+            assert not self.scheduler.running, "a step without progress"
+            first = self.scheduler.waiting[0].awaited
+            assert first is not None and not first.fetch.is_done
+            assert self.tiers is not None
+            self.arrive(lossy=self.fate.random() < 0.5)
+            self.seen["idle"] += 1
         assert sum(s.num_tokens for s in plan) <= self.scheduler.max_num_batched_tokens
         planned = [scheduled.sequence for scheduled in plan]
         assert len(set(map(id, planned))) == len(planned), "a sequence is planned twice"
@@ -177,13 +246,24 @@ class Scheduling(RuleBasedStateMachine):
         running, waiting = self.scheduler.running, self.scheduler.waiting
         preempted = [s for s in was_running if s.status is SequenceStatus.WAITING]
         kept = [s for s in was_running if s.status is SequenceStatus.RUNNING]
-        assert was_running == kept + preempted, "a victim was not the last in order"
+        assert was_running[:1] == kept[:1], "the first in order was a victim"
+        for victim in preempted:
+            others = [s for s in kept[1:] if not s.goes_first]
+            assert all(s.params.priority <= victim.params.priority for s in others)
+            assert victim.num_passed_over <= 3 or not others
+        self.seen["goes first"] += any(s.goes_first for s in running)
         admitted = [s for s in running if s not in was_running]
         self.seen["preempted"] += len(preempted)
-        self.seen["preempted in prefill"] += sum(s.num_output_tokens == 0 for s in preempted)
         self.seen["overtaking"] += any(s.order < kept[-1].order for s in admitted if kept)
-        if admitted and waiting:
-            assert max(s.order for s in admitted) < waiting[0].order, "somebody was passed"
+        last = max((s.order for s in admitted), default=None)
+        for passed in waiting if last else ():
+            if passed.order < last:
+                in_flight = self.scheduler._reuse._in_flight
+                waits = any(content.key in in_flight for content in passed.contents)
+                self.seen["passed for its prefix"] += waits
+                self.seen["passed for a tier"] += passed.awaited is not None
+                assert waits or passed.awaited is not None, "somebody was passed"
+                assert passed.awaited is None or passed.num_passed_over <= 3
         assert all(s in was_waiting for s in admitted)
         if admitted and (kept or len(admitted) > 1):
             assert self.scheduler.allocator.num_free >= self.scheduler.watermark_blocks
@@ -195,10 +275,13 @@ class Scheduling(RuleBasedStateMachine):
             if not self.scheduler.has_work:
                 break
             self.step()
+        self.count_seen()
         assert not self.scheduler.has_work, "a deadlock or a livelock"
         everyone = [(s.request_id, s.index) for s in self.everyone]
         assert sorted(self.ended) == everyone, "not one end for each"
         assert self.scheduler.allocator.num_used == 0
+        assert not self.scheduler._reuse._in_flight
+        assert all(s.awaited is None for s in self.everyone)
 
 
 def test_scheduler_keeps_its_rules() -> None:
@@ -206,12 +289,16 @@ def test_scheduler_keeps_its_rules() -> None:
     run_state_machine_as_test(
         Scheduling,
         settings=settings(
-            max_examples=100,
+            max_examples=200,
             stateful_step_count=20,
             deadline=None,
             derandomize=True,
             database=None,
         ),
     )
-    kinds = ("preempted", "preempted in prefill", "overtaking", "copied", "found", "evicted")
+    kinds = (
+        "preempted", "overtaking", "copied", "evicted", "goes first",
+        "saved", "loaded", "lost", "idle", "passed for its prefix", "passed for a tier",
+        "swap", "recompute", "pool", "tier", "preemption", "eviction", "tier_loss",
+    )  # fmt: skip
     assert all(Scheduling.seen[kind] > 0 for kind in kinds), Scheduling.seen

@@ -5,31 +5,52 @@
     key               k0    k1    k2    -     -     -
     state             A     A,B   cached B    free  free      hand-out order: 5 4, then 2
 
-Sequence A holds blocks 0 and 1, B holds 1 and 3. A block with a key is full: its content is known
-by the hash of its tokens and of all before them, so that a later sequence with the same beginning
-can take it over. When nobody refers to such a block it stays cached; a block without a key is free
-at once. Free blocks are handed out first, then the cached ones, least recently used first: that is
-an eviction, and the content is gone.
+Sequence A holds blocks 0 and 1, B holds 1 and 3. A block with a key has a known content: its
+tokens, and all before them, are what the key is a hash of, so that a later sequence with the same
+beginning can take it over. When nobody refers to such a block it stays cached; a block without a
+key is free at once. Free blocks are handed out first, then the cached ones, least recently used
+first: that is an eviction. Who owns the allocator is told of each, and may save the content before
+the step writes over it.
 """
 
+import time
 from array import array
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from hashlib import blake2b
+from typing import Literal, NamedTuple
+
+from octavo.stats import Histogram
 
 BlockKey = bytes
 _KEY_BYTES = 16
 
+EvictionCause = Literal["admission", "decode", "copy"]  # what the evicted block is needed for
+NO_BLOCK = -1  # in a block table: given back, for no later token attends to it
 
-def root_key(salt: str) -> BlockKey:
-    """What the chain of a sequence begins with: sequences of different salts share nothing."""
-    return blake2b(salt.encode(), digest_size=_KEY_BYTES, person=b"octavo-kv").digest()
+# One block in so many is timed, from when it is taken to when its content is given up.
+_SAMPLED_EVERY = 16
+BLOCK_AGE_BUCKETS_S = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
-def chain_key(parent: BlockKey, token_ids: list[int]) -> BlockKey:
-    """The key of a full block with `token_ids`, which comes after the block of `parent`.
+class BlockContent(NamedTuple):
+    """What a block holds, or will: the tokens, and the hash of these and of all before them."""
 
-    128 bits of a cryptographic hash: that two contents meet in one key is out of the question.
+    key: BlockKey
+    token_ids: tuple[int, ...]
+
+
+def root_key(namespace: bytes, salt: str) -> BlockKey:
+    """What the chain of a sequence begins with: sequences of different salts share nothing, nor do
+    engines of different namespaces, which name the model and the format of its KV memory."""
+    digest = blake2b(salt.encode(), digest_size=_KEY_BYTES, key=namespace, person=b"octavo-kv")
+    return digest.digest()
+
+
+def chain_key(parent: BlockKey, token_ids: tuple[int, ...]) -> BlockKey:
+    """The key of a block with `token_ids`, which comes after the block of `parent`.
+
+    128 bits of a cryptographic hash, so that two contents never meet in one key by accident.
     """
     return blake2b(parent + array("q", token_ids).tobytes(), digest_size=_KEY_BYTES).digest()
 
@@ -39,12 +60,20 @@ class BlockAllocator:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self.num_evictions = 0
+        self.evictions: Counter[EvictionCause] = Counter()
+        self.lifetime_s = Histogram(BLOCK_AGE_BUCKETS_S)  # taken → content given up
+        self.idle_before_eviction_s = Histogram(BLOCK_AGE_BUCKETS_S)  # last user gone → evicted
         self._free = list(range(num_blocks - 1, -1, -1))
         self._references = [0] * num_blocks
-        self._keys: list[BlockKey | None] = [None] * num_blocks
+        self._contents: list[BlockContent | None] = [None] * num_blocks
         self._by_key: dict[BlockKey, int] = {}
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
+        self._evicted: list[tuple[int, BlockKey]] = []  # since the last take_evicted
+        # Keys of contents that are gone, as many as there are blocks, the oldest first.
+        self._forgotten: OrderedDict[BlockKey, None] = OrderedDict()
+        self._num_taken = 0
+        self._taken_at_s: dict[int, float] = {}  # of the blocks that are timed
+        self._freed_at_s: dict[int, float] = {}
 
     @property
     def num_free(self) -> int:
@@ -60,12 +89,15 @@ class BlockAllocator:
     def num_used(self) -> int:
         return self.num_blocks - self.num_free
 
-    def allocate(self, count: int) -> list[int]:
+    def allocate(self, count: int, cause: EvictionCause = "admission") -> list[int]:
         """`count` blocks, each with one reference. The caller has checked `num_free`."""
         assert 0 <= count <= self.num_free, (count, self.num_free)
-        taken = [self._free.pop() if self._free else self._evict() for _ in range(count)]
+        taken = [self._free.pop() if self._free else self._evict(cause) for _ in range(count)]
         for block in taken:
             self._references[block] = 1
+            self._num_taken += 1
+            if self._num_taken % _SAMPLED_EVERY == 0:
+                self._taken_at_s[block] = time.monotonic()
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
@@ -73,7 +105,11 @@ class BlockAllocator:
         for block in blocks:
             if self._references[block] == 0:
                 del self._cached[block]
+                self._freed_at_s.pop(block, None)
             self._references[block] += 1
+
+    def num_references(self, block: int) -> int:
+        return self._references[block]
 
     def is_shared(self, block: int) -> bool:
         """Whether more than one sequence refers to it, so that none may write to it."""
@@ -89,45 +125,88 @@ class BlockAllocator:
             assert self._references[block] > 0, block
             self._references[block] -= 1
             if self._references[block] == 0:
-                if self._keys[block] is None:
+                if self._contents[block] is None:
                     self._free.append(block)
+                    self._observe_end(block)
                 else:
                     self._cached[block] = None
+                    if block in self._taken_at_s:
+                        self._freed_at_s[block] = time.monotonic()
 
-    def register(self, block: int, key: BlockKey) -> None:
-        """`block` is full and computed: from now on it can be found by `key`. Of equal contents
-        the first one registered is found."""
+    def register(self, block: int, content: BlockContent) -> None:
+        """`block` is computed: from now on it can be found by its content. Of equal contents the
+        first one registered is found."""
         assert self._references[block] > 0, block
-        if self._keys[block] is None and key not in self._by_key:
-            self._keys[block] = key
-            self._by_key[key] = block
+        if self._contents[block] is None and content.key not in self._by_key:
+            self._contents[block] = content
+            self._by_key[content.key] = block
+            self._forgotten.pop(content.key, None)
 
-    def find(self, keys: Iterable[BlockKey]) -> Iterator[int]:
-        """The blocks of the longest known beginning of `keys`."""
-        for key in keys:
-            block = self._by_key.get(key)
-            if block is None:
-                return
-            yield block
+    def unregister(self, block: int) -> None:
+        """`block`, which is in use, is found no more: it will be written to, or is of use to
+        nobody else."""
+        assert self._references[block] > 0, block
+        content, self._contents[block] = self._contents[block], None
+        if content is not None:
+            del self._by_key[content.key]
+
+    def find(self, content: BlockContent) -> int | None:
+        """The block that holds `content`. A block of the same key and other tokens is not it."""
+        block = self._by_key.get(content.key)
+        return block if block is not None and self._contents[block] == content else None
+
+    def was_evicted(self, key: BlockKey) -> bool:
+        """Whether its content was here not long ago: as many evictions as there are blocks."""
+        return key in self._forgotten
+
+    def take_evicted(self) -> list[tuple[int, BlockKey]]:
+        """Blocks evicted since the last call, with the key of what they still hold: until the
+        next step writes to them."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
+    def kept(self) -> list[tuple[int, BlockKey]]:
+        """All blocks of known content, those in use first, then the most recently used."""
+        cached = list(reversed(self._cached))
+        used = [block for block in self._by_key.values() if block not in self._cached]
+        contents = ((block, self._contents[block]) for block in used + cached)
+        return [(block, content.key) for block, content in contents if content is not None]
 
     def check_integrity(self) -> None:
-        """Asserts that each block is in exactly one state, and the index matches the keys."""
+        """Asserts that each block is in exactly one state, and the index matches the contents."""
         free, cached = set(self._free), set(self._cached)
         assert len(free) == len(self._free), "a block is free twice"
         assert not free & cached
         for block, references in enumerate(self._references):
             assert references >= 0
             assert (references == 0) == (block in free or block in cached), (block, references)
-            key = self._keys[block]
-            assert not (block in free and key is not None) and not (block in cached and not key)
-            assert key is None or self._by_key[key] == block
-        assert len(self._by_key) == sum(key is not None for key in self._keys)
+            content = self._contents[block]
+            assert content is None or self._by_key[content.key] == block
+            assert content is None or block not in free
+            assert content is not None or block not in cached
+        assert len(self._by_key) == sum(content is not None for content in self._contents)
+        assert len(self._forgotten) <= self.num_blocks
+        assert not self._forgotten.keys() & self._by_key.keys()
 
-    def _evict(self) -> int:
+    def _evict(self, cause: EvictionCause) -> int:
         block, _ = self._cached.popitem(last=False)
-        key = self._keys[block]
-        assert key is not None
-        del self._by_key[key]
-        self._keys[block] = None
-        self.num_evictions += 1
+        content, self._contents[block] = self._contents[block], None
+        assert content is not None
+        del self._by_key[content.key]
+        self._evicted.append((block, content.key))
+        self._forgotten[content.key] = None
+        if len(self._forgotten) > self.num_blocks:
+            self._forgotten.popitem(last=False)
+        self.evictions[cause] += 1
+        self._observe_end(block)
         return block
+
+    def _observe_end(self, block: int) -> None:
+        taken_at_s = self._taken_at_s.pop(block, None)
+        if taken_at_s is None:
+            return
+        now_s = time.monotonic()
+        self.lifetime_s.observe(now_s - taken_at_s)
+        freed_at_s = self._freed_at_s.pop(block, None)
+        if freed_at_s is not None:
+            self.idle_before_eviction_s.observe(now_s - freed_at_s)

@@ -1,10 +1,15 @@
 """Continuous batching: each step takes every decode, then chunks of prompts, in one budget."""
 
 import bisect
+import secrets
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from octavo.scheduling.block_allocator import BlockAllocator
+from octavo.scheduling.block_allocator import NO_BLOCK, BlockAllocator, root_key
+from octavo.scheduling.block_reuse import BlockReuse, Reuse
+from octavo.scheduling.costs import RestoreCosts
+from octavo.scheduling.counters import SchedulerCounters, report_preemption
+from octavo.scheduling.preemption import Preemption, PreemptionMode
 from octavo.scheduling.sequence import (
     FinishReason,
     ScheduledSequence,
@@ -12,29 +17,19 @@ from octavo.scheduling.sequence import (
     SequenceStatus,
     StepPlan,
 )
+from octavo.scheduling.tiers import Tiers
 
-
-@dataclass(slots=True)
-class SchedulerCounters:
-    """Running totals."""
-
-    preemptions: int = 0
-    recomputed_tokens: int = 0
-    prefill_chunks: int = 0
-    copied_blocks: int = 0
-    # Of prompts that began to run with the prefix cache on. A sequence's own recompute counts in
-    # neither.
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
+# As many waiting sequences may have blocks on their way from a tier before their turn.
+_PREFETCHED = 4
 
 
 class Scheduler:
     """Owns the waiting and running sequences and their blocks.
 
     Invariants: a sequence holds blocks only while it runs; a running sequence holds at least
-    the blocks of its computed tokens; nothing is admitted unless its whole known length fits,
-    so that what is admitted can be prefilled without preempting anyone; a block that is shared
-    is never written to.
+    the blocks of its computed tokens that later ones attend to; nothing is admitted unless its
+    whole known length fits, so that what is admitted can be prefilled without preempting anyone;
+    a block that is shared is never written to.
     """
 
     def __init__(
@@ -46,7 +41,13 @@ class Scheduler:
         max_num_batched_tokens: int,
         watermark_ratio: float,
         enable_prefix_caching: bool = True,
+        window: int | None = None,
+        namespace: bytes = b"",
+        tiers: Tiers | None = None,
+        preemption: PreemptionMode = "auto",
     ) -> None:
+        """window: the longest of a model whose layers all have one. namespace: what a block's
+        content depends on besides tokens, at most 64 bytes."""
         assert max_num_batched_tokens >= max_num_seqs
         self.allocator = BlockAllocator(num_blocks)
         self.block_size = block_size
@@ -57,12 +58,22 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # by Sequence.order
         self.running: list[Sequence] = []  # by Sequence.order
         self.counters = SchedulerCounters()
+        self.costs = RestoreCosts(block_size, tiers)
+        self._namespace = namespace
+        self._tiers = tiers
+        self._reuse = BlockReuse(self.allocator, block_size, window, self.costs, tiers)
+        self._preemption = Preemption(
+            preemption, self.allocator, block_size, self.costs, has_tiers=tiers is not None
+        )
+        self._shared_soon: list[tuple[int, bytes]] = []  # for tiers that replicas share
+        self._private_salt = secrets.token_hex(16)
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
+        sequence.root = root_key(self._namespace, self._salt(sequence))
         bisect.insort(self.waiting, sequence, key=_order)
 
     def finish(self, sequence: Sequence) -> None:
@@ -70,27 +81,38 @@ class Scheduler:
         wait for its prompt go with it."""
         queue = self.running if sequence.is_running else self.waiting
         queue.remove(sequence)
+        if sequence.loss is not None:
+            report_preemption(sequence, "it ended before it came back")
+        if not self._uses_prefix_cache(sequence):
+            for block in sequence.block_table[sequence.num_given_back :]:
+                if not self.allocator.is_shared(block):
+                    self.allocator.unregister(block)  # nobody else could find it
         self._release(sequence)
         for ended in (sequence, *sequence.forks):
             ended.status = SequenceStatus.FINISHED
         sequence.forks = []
 
     def schedule(self) -> StepPlan:
-        """The next step. Empty only if there is no work."""
-        decodes, block_copies = self._schedule_decodes()
-        budget = self.max_num_batched_tokens - len(decodes)
-        prefills: list[ScheduledSequence] = []
+        """The next step. It computes nothing only if there is no work, or if all that could run
+        waits for blocks from a tier."""
+        plan = StepPlan([], [])
+        self._schedule_decodes(plan)
+        budget = self.max_num_batched_tokens - len(plan.decodes)
         for sequence in self.running:
             if budget == 0:
                 break
             if not sequence.is_decoding:
-                prefills.append(self._chunk(sequence, budget))
-                budget -= prefills[-1].num_tokens
-        while budget and (admitted := self._admit_next()) is not None:
-            prefills.append(self._chunk(admitted, budget))
-            budget -= prefills[-1].num_tokens
-        self.counters.prefill_chunks += len(prefills)
-        return StepPlan(decodes, prefills, block_copies)
+                plan.prefills.append(self._chunk(sequence, budget))
+                budget -= plan.prefills[-1].num_tokens
+        while budget and (admitted := self._admit_next(plan)) is not None:
+            plan.prefills.append(self._chunk(admitted, budget))
+            budget -= plan.prefills[-1].num_tokens
+        self.counters.prefill_chunks += len(plan.prefills)
+        if self._tiers is not None:
+            for sequence in self.waiting[:_PREFETCHED]:
+                self._reuse.prefetch(sequence, shares=self._uses_prefix_cache(sequence))
+            self._schedule_saves(plan, self._tiers)
+        return plan
 
     def update(
         self, plan: StepPlan, sampled: Iterable[int]
@@ -103,6 +125,7 @@ class Scheduler:
             sequence, takers = scheduled.sequence, scheduled.takers
             sequence.num_computed_tokens += scheduled.num_tokens
             self._register_full_blocks(sequence, scheduled.num_tokens)
+            self._give_back(sequence)
             self._fork(sequence, takers[1:])
             for taker in takers:
                 token_id = next(tokens)
@@ -116,14 +139,17 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Asserts the invariants; cheap enough for every step of a test."""
         self.allocator.check_integrity()
-        held = [block for sequence in self.running for block in sequence.block_table]
+        self._reuse.check_integrity()
+        held = [block for s in self.running for block in s.block_table[s.num_given_back :]]
         assert len(set(held)) == self.allocator.num_used
         for sequence in self.running:
-            assert sequence.status is SequenceStatus.RUNNING
-            assert len(sequence.block_table) * self.block_size >= sequence.num_computed_tokens
-            for block in sequence.block_table[
-                sequence.num_computed_tokens // self.block_size + 1 :
-            ]:
+            table, given_back = sequence.block_table, sequence.num_given_back
+            assert sequence.status is SequenceStatus.RUNNING and sequence.loss is None
+            assert len(table) * self.block_size >= sequence.num_computed_tokens
+            assert (
+                table[:given_back] == [NO_BLOCK] * given_back and NO_BLOCK not in table[given_back:]
+            )
+            for block in table[sequence.num_computed_tokens // self.block_size + 1 :]:
                 assert not self.allocator.is_shared(block), block
         for sequence in self.waiting:
             assert sequence.status is SequenceStatus.WAITING and not sequence.block_table
@@ -131,64 +157,98 @@ class Scheduler:
         assert self.waiting == sorted(self.waiting, key=_order)
         assert self.running == sorted(self.running, key=_order)
 
-    def _schedule_decodes(self) -> tuple[list[ScheduledSequence], list[tuple[int, int]]]:
-        """One token for each decoding sequence, best first; if blocks run out, the sequences
-        that come last in order are preempted until the others have theirs."""
-        decodes: list[ScheduledSequence] = []
-        block_copies: list[tuple[int, int]] = []
-        for sequence in list(self.running):
-            if not sequence.is_running or not sequence.is_decoding:
-                continue
-            while self._blocks_to_write(sequence) > self.allocator.num_free:
-                victim = self.running[-1]
-                self._preempt(victim)
-                if victim is sequence:
-                    break
-            else:
+    def _schedule_decodes(self, plan: StepPlan) -> None:
+        """One token for each decoding sequence; if blocks run out, others are preempted."""
+        while (short := self._blocks_to_write() - self.allocator.num_free) > 0:
+            self._preempt(self._preemption.victim(self.running), f"decodes lack {short} blocks")
+        for sequence in self.running:
+            if sequence.is_decoding:
                 if self._must_copy(sequence):
-                    block_copies.append(self._copy_last_block(sequence))
-                sequence.block_table += self.allocator.allocate(self._blocks_missing(sequence))
-                decodes.append(ScheduledSequence(sequence, 1))
-        return decodes, block_copies
+                    plan.block_copies.append(self._copy_last_block(sequence))
+                missing = self._blocks_missing(sequence)
+                if missing:
+                    sequence.block_table += self.allocator.allocate(missing, "decode")
+                plan.decodes.append(ScheduledSequence(sequence, 1))
 
-    def _admit_next(self) -> Sequence | None:
-        """Moves the first waiting sequence to the running ones, if all its known tokens and
-        the watermark fit. With nothing running the watermark is waived, or a prompt as long
-        as the pool would wait for ever."""
-        if not self.waiting:
-            return None
-        sequence = self.waiting[0]
-        if self._num_places_taken + sequence.num_places > self.max_num_seqs:
-            return None
-        found = self._find_prefix(sequence)
-        missing = self._blocks_missing(sequence) - len(found)
+    def _admit_next(self, plan: StepPlan) -> Sequence | None:
+        """Moves the first waiting sequence that can run to the running ones. Those that wait for
+        what another one computes, or for blocks from a tier, are overtaken, but not for ever; who
+        waits for room is not."""
+        overtaken: list[Sequence] = []
+        for sequence in self.waiting:
+            if self._num_places_taken + sequence.num_places > self.max_num_seqs:
+                return None
+            reuse = self._reuse.find(sequence, shares=self._uses_prefix_cache(sequence))
+            if isinstance(reuse, Reuse):
+                if not self._fits(sequence, reuse):
+                    return None
+                self._admit(sequence, reuse, plan)
+                for each in overtaken:
+                    each.num_passed_over += 1
+                self.waiting.sort(key=_order)
+                return sequence
+            if reuse == "on its way":
+                if sequence.goes_first:
+                    return None
+                overtaken.append(sequence)
+        return None
+
+    def _fits(self, sequence: Sequence, reuse: Reuse) -> bool:
+        """Whether all its known tokens fit, and the watermark. With nothing running that is
+        waived, or a prompt as long as the pool would wait for ever."""
+        missing = self._blocks_missing(sequence) - len(reuse.table)
         spare = self.watermark_blocks if self.running else 0
-        num_revived = sum(map(self.allocator.is_cached, found))
-        if missing + num_revived + spare > self.allocator.num_free:
-            return None
-        del self.waiting[0]
+        num_revived = sum(map(self.allocator.is_cached, reuse.table))
+        return missing + num_revived + spare <= self.allocator.num_free
+
+    def _admit(self, sequence: Sequence, reuse: Reuse, plan: StepPlan) -> None:
+        self.waiting.remove(sequence)
+        if sequence.loss is not None:
+            self.counters.count_return(sequence, reuse, self.block_size)
+        elif self._uses_prefix_cache(sequence):
+            self.counters.count_prefix(
+                sequence, reuse, self.block_size, self.allocator.was_evicted
+            )
+        missing = self._blocks_missing(sequence) - len(reuse.table)
+        found = [block for block in reuse.table if block != NO_BLOCK]
         self.allocator.share(found)
-        sequence.block_table = found + self.allocator.allocate(missing)
-        sequence.num_computed_tokens = len(found) * self.block_size
+        new = self.allocator.allocate(missing, "admission")
+        sequence.block_table = reuse.table + new
+        sequence.num_given_back = len(reuse.table) - len(found)
+        sequence.num_computed_tokens = reuse.num_tokens
+        loaded = list(zip(new, reuse.rows, reuse.contents[len(reuse.table) :], strict=False))
+        for block, row, content in loaded:
+            plan.block_loads.append((block, row))
+            self.allocator.register(block, content)
+        self.counters.loaded_blocks += len(loaded)
+        if reuse.num_tokens % self.block_size:
+            # Its own last block, which it goes on to fill.
+            self.allocator.unregister(sequence.block_table[reuse.num_blocks - 1])
         sequence.status = SequenceStatus.RUNNING
         bisect.insort(self.running, sequence, key=_order)
-        if sequence.num_preemptions == 0 and self._uses_prefix_cache(sequence):
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-            self.counters.prefix_query_tokens += sequence.num_prompt_tokens
-            self.counters.prefix_hit_tokens += sequence.num_cached_tokens
-        return sequence
+        if self._uses_prefix_cache(sequence):
+            self._reuse.begin(sequence, reuse)
+        self._reuse.forget(sequence)
+        sequence.loss = None
+
+    def _schedule_saves(self, plan: StepPlan, tiers: Tiers) -> None:
+        """Evicted contents go to a tier, unless it is cheaper to compute them again."""
+        for block, key in self.allocator.take_evicted():
+            if tiers.held([key]) == 0 and self._preemption.saving_pays:
+                plan.block_saves.append((block, key))
+        self.counters.saved_blocks += len(plan.block_saves)
+        plan.block_shares.extend(self._shared_soon)
+        self._shared_soon.clear()
+
+    def _salt(self, sequence: Sequence) -> str:
+        """Shared within a tenant. Who does not use the cache has a salt of its own, so that only
+        it finds what it leaves in a preemption."""
+        if self._uses_prefix_cache(sequence):
+            return f"tenant {sequence.params.tenant or ''}"
+        return f"private {self._private_salt} {sequence.request_id}"
 
     def _uses_prefix_cache(self, sequence: Sequence) -> bool:
         return self.enable_prefix_caching and sequence.params.cache
-
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that already hold the beginning of the sequence. Its last token is always
-        computed, for its logits, as are all of which log probabilities are wanted."""
-        if not self._uses_prefix_cache(sequence) or sequence.wants_prompt_logprobs:
-            return []
-        num_tokens = len(sequence.token_ids) - 1
-        keys = sequence.keys_of_full_blocks(num_tokens, self.block_size)
-        return list(self.allocator.find(keys))
 
     def _register_full_blocks(self, sequence: Sequence, num_tokens: int) -> None:
         """Lets later sequences find the blocks that the last `num_tokens` tokens have filled."""
@@ -198,17 +258,33 @@ class Scheduler:
         first = (computed - num_tokens) // self.block_size
         if first == computed // self.block_size:
             return
-        keys = sequence.keys_of_full_blocks(computed, self.block_size)
-        for block, key in zip(sequence.block_table[first:], keys[first:], strict=False):
-            self.allocator.register(block, key)
+        contents = sequence.contents_of(computed, self.block_size)
+        for index in range(first, len(contents)):
+            block, content = sequence.block_table[index], contents[index]
+            self.allocator.register(block, content)
+            self._reuse.computed(content)
+            is_prompt = (index + 1) * self.block_size <= sequence.num_prompt_tokens
+            if is_prompt and self._tiers is not None and self._tiers.is_shared:
+                self._shared_soon.append((block, content.key))
+
+    def _give_back(self, sequence: Sequence) -> None:
+        """Blocks that no later token attends to."""
+        first = self._reuse.first_needed(sequence.num_computed_tokens)
+        behind = sequence.block_table[sequence.num_given_back : first]
+        if behind:
+            self.allocator.free(behind[::-1])  # here the beginning is what is needed least
+            sequence.block_table[sequence.num_given_back : first] = [NO_BLOCK] * len(behind)
+            sequence.num_given_back = first
 
     def _fork(self, sequence: Sequence, forks: list[Sequence]) -> None:
         """The prompt is computed: `forks` begin to run with the same blocks."""
         for fork in forks:
             sequence.forks.remove(fork)
-            self.allocator.share(sequence.block_table)
+            self.allocator.share(sequence.block_table[sequence.num_given_back :])
             fork.block_table = list(sequence.block_table)
-            fork.block_keys = list(sequence.block_keys)
+            fork.num_given_back = sequence.num_given_back
+            fork.root = sequence.root
+            fork.contents = list(sequence.contents)
             fork.num_computed_tokens = sequence.num_computed_tokens
             fork.num_cached_tokens = sequence.num_cached_tokens
             fork.status = SequenceStatus.RUNNING
@@ -223,7 +299,7 @@ class Scheduler:
     def _copy_last_block(self, sequence: Sequence) -> tuple[int, int]:
         """Gives the sequence a block of its own in place of its shared last one: (from, to)."""
         shared = sequence.block_table[-1]
-        (own,) = self.allocator.allocate(1)
+        (own,) = self.allocator.allocate(1, "copy")
         self.allocator.free([shared])
         sequence.block_table[-1] = own
         self.counters.copied_blocks += 1
@@ -232,33 +308,45 @@ class Scheduler:
     def _chunk(self, sequence: Sequence, budget: int) -> ScheduledSequence:
         return ScheduledSequence(sequence, min(sequence.num_pending_tokens, budget))
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Back to the waiting ones, to be recomputed from its tokens."""
-        self.counters.preemptions += 1
-        self.counters.recomputed_tokens += sequence.num_computed_tokens
-        self.running.remove(sequence)
-        self._release(sequence)
-        sequence.status = SequenceStatus.WAITING
-        sequence.num_preemptions += 1
-        self.add(sequence)
+    def _preempt(self, victim: Sequence, cause: str) -> None:
+        """Back to the waiting ones."""
+        victim.loss = self._preemption.prepare(victim, cause)
+        self.counters.preemptions[victim.loss.kind] += 1
+        self.running.remove(victim)
+        self._release(victim)
+        victim.status = SequenceStatus.WAITING
+        victim.num_preemptions += 1
+        victim.num_passed_over += 1
+        bisect.insort(self.waiting, victim, key=_order)
 
     def _release(self, sequence: Sequence) -> None:
-        self.allocator.free(sequence.block_table)
+        self._reuse.end(sequence)
+        self.allocator.free(sequence.block_table[sequence.num_given_back :])
         sequence.block_table = []
+        sequence.num_given_back = 0
         sequence.num_computed_tokens = 0
 
     def _blocks_missing(self, sequence: Sequence) -> int:
         needed = -(-len(sequence.token_ids) // self.block_size)
         return needed - len(sequence.block_table)
 
-    def _blocks_to_write(self, sequence: Sequence) -> int:
-        """Blocks that a decode of the sequence takes from the pool."""
-        return self._blocks_missing(sequence) + self._must_copy(sequence)
+    def _blocks_to_write(self) -> int:
+        """Blocks that the decodes of a step take from the pool. Of those who write to one shared
+        block the last needs no copy, if nobody else reads it."""
+        needed, writers = 0, Counter[int]()
+        for sequence in self.running:
+            if sequence.is_decoding:
+                needed += self._blocks_missing(sequence)
+                if self._must_copy(sequence):
+                    writers[sequence.block_table[-1]] += 1
+        for block, count in writers.items():
+            needed += count - (count == self.allocator.num_references(block))
+        return needed
 
     @property
     def _num_places_taken(self) -> int:
         return sum(sequence.num_places for sequence in self.running)
 
 
-def _order(sequence: Sequence) -> tuple[int, float, int, int]:
+def _order(sequence: Sequence) -> tuple[bool, int, float, int, int]:
     return sequence.order

@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from octavo.scheduling.block_allocator import BlockKey, chain_key, root_key
+from octavo.scheduling.block_allocator import BlockContent, BlockKey, chain_key
 
 if TYPE_CHECKING:
     from octavo.sampling_params import SamplingParams
+    from octavo.scheduling.tiers import AwaitedBlocks, Row
+
+MAX_PASSED_OVER = 3  # times that a sequence is preempted or overtaken before it goes first
 
 
 class FinishReason(str, Enum):
@@ -17,6 +20,9 @@ class FinishReason(str, Enum):
     CANCELLED = "cancelled"  # the client left
     DEADLINE = "deadline"  # deadline_ms passed
     ERROR = "error"  # the model's logits were not finite, or the engine died
+
+
+PreemptionKind = Literal["swap", "recompute"]
 
 
 class SequenceStatus(Enum):
@@ -28,7 +34,7 @@ class SequenceStatus(Enum):
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`token_ids` holds prompt and output; the first `num_computed_tokens` have their keys and
-    values in the blocks of `block_table`. Preemption by recompute sets that count back to 0.
+    values in the blocks of `block_table`. Preemption sets that count back to 0.
 
     A request for n sequences begins as one with n − 1 `forks`, which wait for its prompt: once
     that is computed they share its blocks and go their own ways.
@@ -47,9 +53,15 @@ class Sequence:
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     status: SequenceStatus = SequenceStatus.WAITING
-    num_preemptions: int = 0
+    num_given_back: int = 0  # blocks at the beginning of the table, behind the model's window
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache when it first ran
-    block_keys: list[BlockKey] = field(default_factory=list)  # of its full blocks, as far as known
+    root: BlockKey = b""  # what the keys of its blocks begin with
+    contents: list[BlockContent] = field(default_factory=list)  # of full blocks, as far as known
+    # What a preempted sequence brings along.
+    num_preemptions: int = 0
+    num_passed_over: int = 0
+    loss: "Loss | None" = None  # until it runs again
+    awaited: "AwaitedBlocks | None" = None  # what is on its way to it from a tier
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -59,7 +71,7 @@ class Sequence:
         self.forks.append(
             replace(
                 self, token_ids=list(self.token_ids), params=params, index=len(self.forks) + 1,
-                block_table=[], block_keys=[], forks=[],
+                block_table=[], contents=[], forks=[],
             )
         )  # fmt: skip
 
@@ -90,17 +102,23 @@ class Sequence:
         return self.params.prompt_logprobs is not None and self.num_output_tokens == 0
 
     @property
-    def order(self) -> tuple[int, float, int, int]:
-        """Who goes first: priority, then arrival. A preempted sequence keeps its place."""
-        return (self.params.priority, self.arrival_s, self.request_id, self.index)
+    def goes_first(self) -> bool:
+        return self.num_passed_over >= MAX_PASSED_OVER
 
-    def keys_of_full_blocks(self, num_tokens: int, block_size: int) -> list[BlockKey]:
-        """Keys of the blocks that the first `num_tokens` tokens fill."""
-        for index in range(len(self.block_keys), num_tokens // block_size):
-            parent = self.block_keys[-1] if index else root_key(self.params.tenant or "")
-            tokens = self.token_ids[index * block_size : (index + 1) * block_size]
-            self.block_keys.append(chain_key(parent, tokens))
-        return self.block_keys[: num_tokens // block_size]
+    @property
+    def order(self) -> tuple[bool, int, float, int, int]:
+        """Who goes first: who was passed over too often, then priority, then arrival. A preempted
+        sequence keeps its place."""
+        params = self.params
+        return (not self.goes_first, params.priority, self.arrival_s, self.request_id, self.index)
+
+    def contents_of(self, num_tokens: int, block_size: int) -> list[BlockContent]:
+        """What the blocks hold that the first `num_tokens` tokens fill."""
+        for index in range(len(self.contents), num_tokens // block_size):
+            parent = self.contents[-1].key if index else self.root
+            tokens = tuple(self.token_ids[index * block_size : (index + 1) * block_size])
+            self.contents.append(BlockContent(chain_key(parent, tokens), tokens))
+        return self.contents[: num_tokens // block_size]
 
     def finish_reason_after(self, token_id: int) -> FinishReason | None:
         """Why the sequence ends now that `token_id` is its last token, if it does."""
@@ -109,6 +127,17 @@ class Sequence:
         if len(self.token_ids) >= self.max_len:
             return FinishReason.LENGTH
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a preemption has taken from a sequence, and how it is to come back."""
+
+    kind: "PreemptionKind"
+    num_tokens: int  # that were computed
+    cause: str
+    # Swapped while it decoded: its last block, which was not full.
+    last_block: BlockContent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +169,20 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes: decodes first, then chunks of prompts. Before that, the contents of
-    the `block_copies`, (from, to), are copied: blocks that were shared and are now written to."""
+    """What one step computes: decodes first, then chunks of prompts. Before that, in this order:
+
+    block_saves: blocks whose content goes to the tiers by its key, since they are evicted
+    block_shares: blocks whose content goes to the tiers that replicas share, too
+    block_copies: (from, to), blocks that were shared by sequences and are now written to
+    block_loads: (to, what a tier held)
+    """
 
     decodes: list[ScheduledSequence]
     prefills: list[ScheduledSequence]
     block_copies: list[tuple[int, int]] = field(default_factory=list)
+    block_saves: list[tuple[int, BlockKey]] = field(default_factory=list)
+    block_shares: list[tuple[int, BlockKey]] = field(default_factory=list)
+    block_loads: "list[tuple[int, Row]]" = field(default_factory=list)
 
     def __iter__(self) -> Iterator[ScheduledSequence]:
         yield from self.decodes

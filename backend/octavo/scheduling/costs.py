@@ -1,0 +1,58 @@
+"""What it costs to bring blocks back, in seconds: the figures behind swap or recompute."""
+
+from octavo.scheduling.sequence import StepPlan
+from octavo.scheduling.tiers import Tiers
+
+# Weight of the newest observation in a moving average.
+_NEWEST = 0.2
+
+
+class RestoreCosts:
+    """Compares computing tokens again with moving their blocks, by rates measured in service."""
+
+    def __init__(self, block_size: int, tiers: Tiers | None) -> None:
+        self._block_size = block_size
+        self._tiers = tiers
+        self._decode_s: float | None = None  # a step without prefill
+        self._prefill_s_per_token: float | None = None
+
+    def observe(self, plan: StepPlan, elapsed_s: float) -> None:
+        """Learns from a step that has run. Of a mixed step the prefill's part is what it took
+        beyond a step of decodes alone."""
+        num_tokens = plan.num_prefill_tokens
+        if num_tokens == 0:
+            self._decode_s = _average(self._decode_s, elapsed_s)
+            return
+        if plan.decodes:
+            if self._decode_s is None or elapsed_s <= self._decode_s:
+                return
+            elapsed_s -= self._decode_s
+        self._prefill_s_per_token = _average(self._prefill_s_per_token, elapsed_s / num_tokens)
+
+    def recompute_s(self, num_tokens: int) -> float:
+        """To compute tokens again. Infinite before any have been computed: nothing is known."""
+        if self._prefill_s_per_token is None:
+            return float("inf") if num_tokens else 0.0
+        return num_tokens * self._prefill_s_per_token
+
+    def swap_s(self, num_blocks: int) -> float:
+        """To store blocks and to fetch them back. Infinite without a tier."""
+        if self._tiers is None:
+            return float("inf")
+        return self._tiers.store_s(num_blocks) + self._tiers.fetch_s(num_blocks)
+
+    def restore_s(self, num_tokens: int, num_blocks: int) -> float:
+        """By the cheaper way. Infinite if neither has been measured."""
+        return min(self.recompute_s(num_tokens), self.swap_s(num_blocks))
+
+    def fetch_pays(self, num_blocks: int) -> bool:
+        """Whether blocks that a tier has are read sooner than computed."""
+        assert self._tiers is not None
+        return self._tiers.fetch_s(num_blocks) < self.recompute_s(num_blocks * self._block_size)
+
+    def swap_pays(self, num_tokens: int, num_blocks: int) -> bool:
+        return self.swap_s(num_blocks) < self.recompute_s(num_tokens)
+
+
+def _average(old: float | None, new: float) -> float:
+    return new if old is None else old + _NEWEST * (new - old)
