@@ -70,7 +70,7 @@ class Case:
             for prompt, own in zip(self.prompts, each, strict=True)
         ]
         assert engine.scheduler.counters.prefill_chunks == len(self.prompts)
-        assert engine.scheduler.counters.preemptions == 0
+        assert engine.scheduler.counters.preemptions.total() == 0
         return results
 
     @cached_property
@@ -83,3 +83,13 @@ class Case:
     def assert_as_alone(self, results: list[Recorder]) -> None:
         for got, expected in zip(results, self.alone, strict=True):
             self.compare(got, expected)
+
+
+# Share of what all sequences at their longest would hold; 0: barely the longest one.
+POOLS = [0.0, 0.05, 0.15, 0.3, 0.5, 0.65]
+
+
+def pool_blocks(case: Case, share: float, block_size: int = 4) -> int:
+    lengths = [len(prompt) + case.max_tokens for prompt in case.prompts]
+    all_blocks = sum(-(-length // block_size) for length in lengths)
+    return max(-(-case.longest // block_size), int(share * all_blocks))

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from octavo.config import EngineConfig
-from octavo.errors import EngineDeadError, InvalidRequestError
+from octavo.errors import EngineDeadError
+from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner
-from octavo.execution.sampler import ALL_FORBIDDEN, PromptLogprobs
+from octavo.execution.sampler import PromptLogprobs
 from octavo.generation import (
     GenerationRequest,
     GenerationResult,
@@ -27,15 +28,18 @@ from octavo.generation import (
     Sink,
     TokenOutput,
 )
+from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import FinishReason, Sequence, SequenceStatus, StepPlan
 from octavo.stats import EngineGauges, EngineStats, Phase
+from octavo.tiers import open_tiers
 
 log = logging.getLogger(__name__)
 
 # Sequences that wait for a tier have a deadline, which nothing else would wake the engine for.
 _TIER_POLL_S = 0.05
+_KEEP_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -64,6 +68,7 @@ class Engine:
             namespace=self.runner.kv_namespace,
             on_arrival=self._on_arrival,
         )
+        self._transfer = BlockTransfer(self.runner.kv_cache, self.tiers)
         self.scheduler = Scheduler(
             num_blocks=self.runner.kv_cache.num_blocks,
             block_size=self.runner.kv_cache.block_size,
@@ -83,6 +88,12 @@ class Engine:
         self.after_step: Callable[[], None] = lambda: None
         self.max_model_len = self.runner.max_model_len
         self.vocab_size = self.runner.model_config.vocab_size
+        self._limits = RequestLimits(
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            max_num_seqs=config.max_num_seqs,
+            eos_token_ids=self.runner.model_config.eos_token_ids,
+        )
         # Guarded by _changed.
         self._inbox: deque[tuple[Sequence, Sink]] = deque()
         self._cancelled: dict[tuple[int, int | None], FinishReason] = {}
@@ -92,13 +103,14 @@ class Engine:
         self._live: dict[int, _Live] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._thread: threading.Thread | None = None
+        self._has_failed = False
 
     # Any thread.
 
     def submit(self, request: GenerationRequest) -> None:
         """Accepts a request. Raises InvalidRequestError if it can never run, EngineDeadError
         after a fault or a shutdown."""
-        self._check(request)
+        self._limits.check(request)
         params = request.params
         if params.seed is None and not params.is_greedy:
             params = replace(params, seed=secrets.randbits(64))
@@ -108,7 +120,7 @@ class Engine:
             params=params,
             arrival_s=request.arrival_s,
             max_len=len(request.prompt_token_ids) + params.max_tokens,
-            stop_token_ids=self._stop_token_ids(params),
+            stop_token_ids=self._limits.stop_token_ids(params),
             bad_words=request.bad_words,
         )
         for index in range(1, params.n):
@@ -170,6 +182,17 @@ class Engine:
         else:
             self._thread.join()
             self._thread = None
+        self._close_tiers()
+
+    def _close_tiers(self) -> None:
+        """With what the pool knows, so that the next start finds it: for a few seconds, since
+        whoever stops a server waits for this."""
+        if self.tiers is None:
+            return
+        if self.tiers.persists and not self._has_failed:
+            kept = self._transfer.keep(self.scheduler.allocator.kept(), _KEEP_TIMEOUT_S)
+            log.info("%d blocks of the pool are kept for the next start", kept)
+        self.tiers.close(_KEEP_TIMEOUT_S)
 
     # The stepping thread, or the caller if there is none.
 
@@ -187,7 +210,7 @@ class Engine:
             for prompt, own, result in zip(prompts, each, results, strict=True)
         ]
         for request in requests:
-            self._check(request)  # all or none
+            self._limits.check(request)  # all or none
         for request in requests:
             self.submit(request)
         while self.step():
@@ -203,7 +226,7 @@ class Engine:
         began_s = time.perf_counter()
         plan = self.scheduler.schedule()
         self._count_admitted(plan)
-        self._store(plan)
+        self._transfer.run(plan)
         if len(plan) == 0:
             self._wait_for_blocks()
             return True
@@ -222,15 +245,6 @@ class Engine:
             else:
                 self._end(sequence, FinishReason.ERROR, fault)
         return True
-
-    def _store(self, plan: StepPlan) -> None:
-        """Hands blocks to the tiers before the step writes over them."""
-        for blocks, shared in ((plan.block_saves, False), (plan.block_shares, True)):
-            if blocks:
-                assert self.tiers is not None
-                ids, keys = zip(*blocks, strict=True)
-                rows = self.runner.kv_cache.read_blocks(list(ids))
-                self.tiers.store(list(keys), rows, written_through=shared)
 
     def _on_arrival(self) -> None:
         with self._changed:
@@ -253,6 +267,7 @@ class Engine:
                 self.after_step()
         except BaseException as exc:
             log.exception("the decode loop has ended")
+            self._has_failed = True  # what blocks hold is no more certain
             self._fail(f"the engine has failed: {type(exc).__name__}: {exc}")
 
     def _wait_for_work(self) -> bool:
@@ -343,49 +358,6 @@ class Engine:
         self.after_step()
         self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
 
-    def _check(self, request: GenerationRequest) -> None:
-        """Raises InvalidRequestError if the request can never run."""
-        prompt, params = request.prompt_token_ids, request.params
-        if not prompt:
-            raise InvalidRequestError("prompt", "0 tokens", "at least 1 token is needed")
-        if len(prompt) >= self.max_model_len:
-            raise InvalidRequestError(
-                "prompt", f"{len(prompt)} tokens",
-                f"at most {self.max_model_len - 1}: the context is {self.max_model_len} tokens",
-            )  # fmt: skip
-        if len(prompt) + params.max_tokens > self.max_model_len:
-            raise InvalidRequestError(
-                "max_tokens", params.max_tokens,
-                f"at most {self.max_model_len - len(prompt)}: the context is "
-                f"{self.max_model_len} tokens and the prompt has {len(prompt)}",
-            )  # fmt: skip
-        if params.n > self.config.max_num_seqs:
-            raise InvalidRequestError(
-                "n", params.n, f"at most max_num_seqs = {self.config.max_num_seqs}"
-            )
-        for field_name, ids in (
-            ("input_ids", prompt),
-            ("stop_token_ids", params.stop_token_ids),
-            ("allowed_token_ids", params.allowed_token_ids or ()),
-            ("logit_bias", params.logit_bias),
-        ):
-            outside = [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]
-            if outside:
-                limit = f"token ids are 0 to {self.vocab_size - 1}"
-                raise InvalidRequestError(field_name, outside[0], limit)
-        if params.allowed_token_ids is not None:
-            never = {word[0] for word in request.bad_words if len(word) == 1}
-            if params.min_tokens > 0:
-                never |= self._stop_token_ids(params)
-            if never.issuperset(params.allowed_token_ids):
-                raise InvalidRequestError(
-                    "allowed_token_ids", list(params.allowed_token_ids), ALL_FORBIDDEN
-                )
-
-    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
-        eos = () if params.ignore_eos else self.runner.model_config.eos_token_ids
-        return frozenset((*eos, *params.stop_token_ids))
-
     def _count_admitted(self, plan: StepPlan) -> None:
         now_s = time.monotonic()
         for sequence in (scheduled.sequence for scheduled in plan.prefills):
@@ -413,12 +385,14 @@ class Engine:
             len(sequence.block_table) * scheduler.block_size - sequence.num_computed_tokens
             for sequence in scheduler.running
         )
+        longest_since_s = min((s.waiting_since_s for s in scheduler.waiting), default=0.0)
         self.gauges = EngineGauges(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             used_blocks=used,
             cached_blocks=scheduler.allocator.num_cached,
             total_blocks=scheduler.allocator.num_blocks,
+            longest_wait_s=time.monotonic() - longest_since_s if scheduler.waiting else 0.0,
             fragmentation_ratio=min(empty / (used * scheduler.block_size), 1.0) if used else 0.0,
         )
 

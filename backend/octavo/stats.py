@@ -59,6 +59,7 @@ class EngineGauges:
     used_blocks: int = 0
     cached_blocks: int = 0  # free, with a content that may be found again
     total_blocks: int = 0
+    longest_wait_s: float = 0.0  # of the waiting, since arrival or preemption
     # Share of the slots of used blocks that hold no token.
     fragmentation_ratio: float = 0.0
 

@@ -258,15 +258,22 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             unit="suffix: tokens/s",
         ),
         Panel(
+            id=25,
+            title="Longest wait",
+            about="Of the sequences that wait now, the longest since arrival or preemption.",
+            queries=(Query(gauge("octavo_longest_wait_seconds"), "{{instance}}"),),
+            unit="s",
+        ),
+        Panel(
             id=22,
             title="Prefix cache hits",
-            about="Share of the prompt tokens looked up that the prefix cache had; a sequence's "
-            "own recompute counts in neither.",
+            about="Share of the prompt tokens looked up that the prefix cache had, by where; a "
+            "sequence's own recompute counts in neither.",
             queries=(
                 Query(
-                    f"{rate('octavo_prefix_cache_hit_tokens_total')} / "
-                    f"{rate('octavo_prefix_cache_query_tokens_total')}",
-                    "hits",
+                    f"{rate('octavo_prefix_cache_hit_tokens_total', 'tier')} / ignoring(tier) "
+                    f"group_left {rate('octavo_prefix_cache_query_tokens_total')}",
+                    "{{tier}}",
                 ),
             ),
             unit="percentunit",
@@ -275,12 +282,52 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             id=23,
             title="Cached blocks, evictions and copies",
-            about="Cached: free blocks whose content may be found again. Evicted: given up for "
-            "others. Copied: written to while others read them.",
+            about="Cached: blocks that nobody uses and whose content may be found again. Evicted: "
+            "given to others, by what for. Copied: written to while others read them.",
             queries=(
                 Query(f"sum({gauge('octavo_kv_blocks_cached')})", "cached"),
-                Query(rate("octavo_kv_block_evictions_total"), "evicted/s"),
+                Query(rate("octavo_kv_block_evictions_total", "cause"), "evicted/s, {{cause}}"),
                 Query(rate("octavo_kv_block_copies_total"), "copied/s"),
+            ),
+        ),
+        Panel(
+            id=26,
+            title="Age of blocks",
+            about="Median time from a block's being taken to its content being given up, and from "
+            "its last user to its eviction. Evicted soon after use: the pool is small for the "
+            "prefix cache.",
+            queries=(
+                Query(quantile(0.5, "octavo_kv_block_lifetime_seconds"), "lifetime"),
+                Query(
+                    quantile(0.5, "octavo_kv_block_idle_before_eviction_seconds"),
+                    "idle before eviction",
+                ),
+            ),
+            unit="s",
+        ),
+        Panel(
+            id=27,
+            title="Swapped bytes",
+            about="KV blocks moved out to the tiers and in from them.",
+            queries=(
+                Query(
+                    rate("octavo_kv_swapped_bytes_total", "tier, direction"),
+                    "{{tier}}, {{direction}}",
+                ),
+            ),
+            unit="Bps",
+        ),
+        Panel(
+            id=28,
+            title="Tiers",
+            about="Share of each tier's bytes in use, and faults per second. Empty without tiers.",
+            queries=(
+                Query(
+                    f"sum by (tier) ({gauge('octavo_kv_tier_used_bytes')}) / "
+                    f"sum by (tier) ({gauge('octavo_kv_tier_capacity_bytes')})",
+                    "used, {{tier}}",
+                ),
+                Query(rate("octavo_kv_tier_errors_total", "tier"), "faults/s, {{tier}}"),
             ),
         ),
         Panel(

@@ -2,25 +2,16 @@
 
 import pytest
 
-from equivalences import Case
+from equivalences import POOLS, Case, pool_blocks
 from factories import generate_checked
-
-# Share of what all sequences at their longest would hold; 0: barely the longest one.
-POOLS = [0.0, 0.05, 0.15, 0.3, 0.5, 0.65]
-
-
-def pool_blocks(case: Case, share: float, block_size: int = 4) -> int:
-    lengths = [len(prompt) + case.max_tokens for prompt in case.prompts]
-    all_blocks = sum(-(-length // block_size) for length in lengths)
-    return max(-(-case.longest // block_size), int(share * all_blocks))
 
 
 @pytest.mark.parametrize("share", POOLS)
 def test_preempted_equals_alone(case: Case, share: float) -> None:
     engine = case.engine(num_blocks=pool_blocks(case, share))
     results = generate_checked(engine, case.prompts, case.params)
-    assert engine.scheduler.counters.preemptions > 0
-    assert engine.scheduler.counters.recomputed_tokens > 0
+    assert engine.scheduler.counters.preemptions.total() > 0
+    assert engine.scheduler.counters.recomputed_tokens.total() > 0
     case.assert_as_alone(results)
     assert [len(result.token_ids) for result in results] == [case.max_tokens] * len(results)
 
@@ -31,7 +22,7 @@ def test_preempted_in_chunks_equals_alone(case: Case, share: float) -> None:
         num_blocks=pool_blocks(case, share), max_num_batched_tokens=8, max_num_seqs=8
     )
     results = generate_checked(engine, case.prompts, case.params)
-    assert engine.scheduler.counters.preemptions > 0
+    assert engine.scheduler.counters.preemptions.total() > 0
     assert engine.scheduler.counters.prefill_chunks > 2 * len(case.prompts)
     case.assert_as_alone(results)
 
@@ -40,7 +31,7 @@ def test_preempted_in_chunks_equals_alone(case: Case, share: float) -> None:
 def test_preempted_equals_alone_with_other_blocks(case: Case, block_size: int) -> None:
     engine = case.engine(num_blocks=pool_blocks(case, 0.2, block_size), block_size=block_size)
     results = generate_checked(engine, case.prompts, case.params)
-    assert engine.scheduler.counters.preemptions > 0
+    assert engine.scheduler.counters.preemptions.total() > 0
     case.assert_as_alone(results)
 
 
@@ -48,5 +39,5 @@ def test_preempted_while_others_join_equals_alone(case: Case) -> None:
     engine = case.engine(num_blocks=pool_blocks(case, 0.3))
     joins = [4 * index for index in range(len(case.prompts))]
     results = generate_checked(engine, case.prompts, case.params, joins)
-    assert engine.scheduler.counters.preemptions > 0
+    assert engine.scheduler.counters.preemptions.total() > 0
     case.assert_as_alone(results)

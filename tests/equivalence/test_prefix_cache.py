@@ -16,7 +16,7 @@ def found(results: list[Recorder]) -> list[int]:
 
 
 def hits(engine: Engine) -> int:
-    return engine.scheduler.counters.prefix_hit_tokens
+    return engine.scheduler.counters.prefix_hit_tokens.total()
 
 
 def test_warm_equals_cold(case: Case) -> None:
@@ -64,7 +64,7 @@ def test_evicted_blocks_are_computed_again(exact_case: Case) -> None:
     case = exact_case
     engine = case.engine(num_blocks=-(-case.longest // 4) + 3)
     case.assert_as_alone(generate_checked(engine, case.prompts, case.params))
-    assert engine.scheduler.allocator.num_evictions > 0
+    assert engine.scheduler.allocator.evictions.total() > 0
     # The latest is found, and its run evicts the ones before it.
     for prompt, expected in reversed(list(zip(case.prompts, case.alone, strict=True))):
         for _ in range(2):
@@ -79,7 +79,7 @@ def test_a_preempted_sequence_finds_its_own_blocks_and_that_is_no_hit(exact_case
     unrelated = [[token + 1 for token in prompt] for prompt in case.prompts[:4]]
     generate_checked(engine, unrelated, case.params)
     counters = engine.scheduler.counters
-    assert counters.preemptions > 0 and counters.prefix_hit_tokens == 0
+    assert counters.preemptions.total() > 0 and counters.prefix_hit_tokens.total() == 0
 
 
 @pytest.mark.parametrize("switch", ["engine", "request", "tenant"])

@@ -41,7 +41,7 @@ def test_sampled_equals_alone(exact_case: Case, kind: str) -> None:
         results = generate_checked(engine, exact_case.prompts, params)
         for got, expected in zip(results, alone, strict=True):
             assert_equal(got, expected)
-    assert preempting.scheduler.counters.preemptions > 0
+    assert preempting.scheduler.counters.preemptions.total() > 0
     greedy_tokens = [result.token_ids for result in exact_case.alone]
     assert [result.token_ids for result in alone] != greedy_tokens
 

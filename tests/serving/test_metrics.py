@@ -221,9 +221,11 @@ def test_metrics_count_preemptions(serve: Serve, random_folder: Path) -> None:
         assert each.wait().error is None
     served.finalize()
     counters = served.engine.scheduler.counters
-    assert value("octavo_preemptions_total", kind="recompute") == counters.preemptions > 0
+    preempted = value("octavo_preemptions_total", kind="recompute")
+    assert preempted == counters.preemptions["recompute"] > 0
+    assert value("octavo_preemptions_total", kind="swap") == 0
     recomputed = value("octavo_recomputed_tokens_total", cause="preemption")
-    assert recomputed == counters.recomputed_tokens > counters.preemptions
+    assert recomputed == counters.recomputed_tokens["preemption"] > preempted
     assert value("octavo_generation_tokens_total") == 4 * 24
     assert value("octavo_prompt_tokens_total") == sum(
         len(served.tokenizer.encode("la" * 4)) for _ in asked

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from octavo.scheduling.block_allocator import BlockKey
 from octavo.scheduling.block_reuse import Reuse
@@ -14,15 +15,17 @@ log = logging.getLogger(__name__)
 
 POOL = "pool"  # where a prefix is found, beside the tiers
 
+# preemption: what a preempted sequence had computed and did not find again. eviction: of a prompt,
+# what the prefix cache had not long ago. tier_loss: what a tier was known to hold and did not give.
+RecomputeCause = Literal["preemption", "eviction", "tier_loss"]
+
 
 @dataclass(slots=True)
 class SchedulerCounters:
     """Running totals."""
 
     preemptions: Counter[PreemptionKind] = field(default_factory=Counter)
-    # preemption: what a preempted sequence had computed and did not find again; eviction: of a
-    # prompt, what the prefix cache had not long ago; tier_loss: what a tier had and did not give.
-    recomputed_tokens: Counter[str] = field(default_factory=Counter)
+    recomputed_tokens: Counter[RecomputeCause] = field(default_factory=Counter)
     prefill_chunks: int = 0
     copied_blocks: int = 0
     saved_blocks: int = 0

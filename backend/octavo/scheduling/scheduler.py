@@ -2,6 +2,7 @@
 
 import bisect
 import secrets
+import time
 from collections import Counter
 from collections.abc import Iterable
 
@@ -206,9 +207,7 @@ class Scheduler:
         if sequence.loss is not None:
             self.counters.count_return(sequence, reuse, self.block_size)
         elif self._uses_prefix_cache(sequence):
-            self.counters.count_prefix(
-                sequence, reuse, self.block_size, self.allocator.was_evicted
-            )
+            self.counters.count_prefix(sequence, reuse, self.block_size, self.allocator.was_evicted)
         missing = self._blocks_missing(sequence) - len(reuse.table)
         found = [block for block in reuse.table if block != NO_BLOCK]
         self.allocator.share(found)
@@ -317,6 +316,7 @@ class Scheduler:
         victim.status = SequenceStatus.WAITING
         victim.num_preemptions += 1
         victim.num_passed_over += 1
+        victim.waiting_since_s = time.monotonic()
         bisect.insort(self.waiting, victim, key=_order)
 
     def _release(self, sequence: Sequence) -> None:

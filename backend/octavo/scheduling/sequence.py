@@ -60,11 +60,13 @@ class Sequence:
     # What a preempted sequence brings along.
     num_preemptions: int = 0
     num_passed_over: int = 0
+    waiting_since_s: float = field(init=False)
     loss: "Loss | None" = None  # until it runs again
     awaited: "AwaitedBlocks | None" = None  # what is on its way to it from a tier
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
+        self.waiting_since_s = self.arrival_s
 
     def add_fork(self, params: "SamplingParams") -> None:
         """One more sequence of the request, to begin with this one's prompt."""

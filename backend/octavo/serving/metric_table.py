@@ -6,6 +6,9 @@ All carry the labels `model` and `version`; `labels` are those on top.
 from dataclasses import dataclass
 from typing import Literal
 
+Kind = Literal["counter", "gauge"]
+Sample = tuple[str, Kind, dict[str, str], float]  # name, kind, labels, present value
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -51,7 +54,11 @@ METRICS: tuple[Metric, ...] = (
         ("kind",),
     ),
     Metric(
-        "octavo_recomputed_tokens_total", "counter", "Tokens computed again, by cause", ("cause",)
+        "octavo_recomputed_tokens_total", "counter",
+        "Tokens computed again: of preempted sequences (preemption), of prompts that the prefix "
+        "cache had not long ago (eviction), of what a tier was known to hold and did not give "
+        "(tier_loss)",
+        ("cause",),
     ),
     Metric(
         "octavo_prefix_cache_query_tokens_total", "counter",
@@ -59,33 +66,93 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "octavo_prefix_cache_hit_tokens_total", "counter",
-        "Prompt tokens found in the prefix cache; a sequence's own recompute counts in neither",
+        "Prompt tokens found in the prefix cache, by where: the pool or a tier; a sequence's own "
+        "recompute counts neither here nor among the queries",
+        ("tier",),
+    ),
+    Metric(
+        "octavo_min_cacheable_prefix_tokens", "gauge",
+        "The shortest beginning that prompts can share: one block; 0 without the prefix cache",
     ),
     Metric(
         "octavo_kv_block_evictions_total", "counter",
-        "Cached KV blocks whose content was given up, by cause", ("cause",),
+        "Cached KV blocks given to others, by what for: the admission of a sequence, a decode's "
+        "next block, or the copy of a shared block",
+        ("cause",),
     ),
     Metric(
         "octavo_kv_block_copies_total", "counter",
         "KV blocks copied because a sequence wrote to one that others read",
+    ),
+    Metric(
+        "octavo_kv_swapped_bytes_total", "counter",
+        "Bytes of KV blocks moved out to a tier, and in from it", ("tier", "direction"),
+    ),
+    Metric(
+        "octavo_kv_swap_seconds_total", "counter", "Time that a tier took to move them",
+        ("tier", "direction"),
+    ),
+    Metric(
+        "octavo_kv_tier_lookups_total", "counter",
+        "KV blocks that a tier was asked for, by outcome: hit or miss", ("tier", "outcome"),
+    ),
+    Metric(
+        "octavo_kv_tier_evictions_total", "counter",
+        "KV blocks that left a tier for others; those of one above another move down", ("tier",),
+    ),
+    Metric(
+        "octavo_kv_tier_skipped_blocks_total", "counter",
+        "KV blocks that a tier did not store, by cause", ("tier", "cause"),
+    ),
+    Metric(
+        "octavo_kv_tier_errors_total", "counter",
+        "Faults of a tier, by kind; each costs time, never a request", ("tier", "kind"),
     ),
     Metric("octavo_num_requests_running", "gauge", "Sequences that hold KV blocks"),
     Metric(
         "octavo_num_requests_waiting", "gauge",
         "Admitted sequences that wait for KV blocks or a place",
     ),
+    Metric(
+        "octavo_longest_wait_seconds", "gauge",
+        "How long the sequence has waited that waits longest now, since its arrival or preemption",
+    ),
     Metric("octavo_kv_blocks_used", "gauge", "KV blocks in use"),
+    Metric("octavo_kv_blocks_free", "gauge", "KV blocks that are free and hold nothing of use"),
     Metric(
         "octavo_kv_blocks_cached", "gauge",
         "KV blocks that are free and whose content may be found again",
     ),
     Metric("octavo_kv_blocks_total", "gauge", "KV blocks of the pool"),
+    Metric("octavo_kv_block_size_tokens", "gauge", "Tokens of a KV block"),
+    Metric("octavo_kv_block_bytes", "gauge", "Bytes of a KV block, all layers"),
+    Metric(
+        "octavo_kv_block_layer_bytes", "gauge",
+        "Bytes of a KV block in one layer, keys and values; the largest, where formats differ",
+    ),
     Metric("octavo_kv_cache_usage_ratio", "gauge", "KV blocks in use / KV blocks of the pool"),
     Metric(
         "octavo_kv_fragmentation_ratio", "gauge",
         "Share of the slots of used KV blocks that hold no token",
     ),
+    Metric("octavo_kv_tier_up", "gauge", "1 while a tier can be read and written, else 0", ("tier",)),
+    Metric("octavo_kv_tier_used_bytes", "gauge", "Bytes in a tier", ("tier",)),
+    Metric("octavo_kv_tier_capacity_bytes", "gauge", "Bytes that a tier may hold", ("tier",)),
+    Metric("octavo_kv_tier_queued_bytes", "gauge", "Bytes on their way into a tier", ("tier",)),
+    Metric(
+        "octavo_kv_tier_bytes_per_second", "gauge",
+        "How fast a tier moves KV blocks: a moving average of its transfers",
+        ("tier", "direction"),
+    ),
     Metric("octavo_engine_up", "gauge", "1 while the decode loop accepts requests, else 0"),
+    Metric(
+        "octavo_kv_block_lifetime_seconds", "histogram",
+        "A KV block's time from being taken to its content being given up; one block in 16",
+    ),
+    Metric(
+        "octavo_kv_block_idle_before_eviction_seconds", "histogram",
+        "A KV block's time from its last user to its eviction; one block in 16",
+    ),
     Metric("octavo_request_queue_time_seconds", "histogram", "Received to first computed step"),
     Metric("octavo_time_to_first_token_seconds", "histogram", "Received to first non-empty text"),
     Metric(

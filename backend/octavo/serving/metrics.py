@@ -8,27 +8,25 @@ families, `_bucket{le}`, `_sum` and `_count`, that read like Prometheus's own.
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
 from octavo.engine import Engine
-from octavo.serving.metric_table import METRICS
+from octavo.serving.kv_metrics import collect_kv
+from octavo.serving.metric_table import METRICS, Kind, Sample
 from octavo.stats import Histogram, RequestStats
 
 log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 1.0
 
-Kind = Literal["counter", "gauge"]
-Sample = tuple[str, Kind, dict[str, str], float]
-
 _HELP = {metric.name: metric.help for metric in METRICS}
 
 
 def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
     """Every metric's present value: (name, kind, labels, value)."""
-    stats, counters, gauges = engine.stats, engine.scheduler.counters, engine.gauges
+    stats, gauges = engine.stats, engine.gauges
     for reason, count in sorted(requests.finished.items()):
         yield "octavo_requests_total", "counter", {"finish_reason": reason}, count
     for phase, busy_s in stats.busy_s.items():
@@ -44,31 +42,23 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
         ("octavo_prompt_tokens_total", stats.prompt_tokens),
         ("octavo_generation_tokens_total", stats.generation_tokens),
         ("octavo_steps_total", stats.steps),
-        ("octavo_prefill_chunks_total", counters.prefill_chunks),
-        ("octavo_prefix_cache_query_tokens_total", counters.prefix_query_tokens),
-        ("octavo_prefix_cache_hit_tokens_total", counters.prefix_hit_tokens),
-        ("octavo_kv_block_copies_total", counters.copied_blocks),
+        ("octavo_prefill_chunks_total", engine.scheduler.counters.prefill_chunks),
     ):
         yield name, "counter", {}, total
-    yield "octavo_preemptions_total", "counter", {"kind": "recompute"}, counters.preemptions
-    evictions = engine.scheduler.allocator.num_evictions
-    yield "octavo_kv_block_evictions_total", "counter", {"cause": "allocation"}, evictions
-    yield (
-        "octavo_recomputed_tokens_total", "counter", {"cause": "preemption"},
-        counters.recomputed_tokens,
-    )  # fmt: skip
     for name, value in (
         ("octavo_num_requests_running", gauges.num_running),
         ("octavo_num_requests_waiting", gauges.num_waiting),
-        ("octavo_kv_blocks_used", gauges.used_blocks),
-        ("octavo_kv_blocks_cached", gauges.cached_blocks),
-        ("octavo_kv_blocks_total", gauges.total_blocks),
-        ("octavo_kv_cache_usage_ratio", gauges.used_blocks / max(gauges.total_blocks, 1)),
-        ("octavo_kv_fragmentation_ratio", gauges.fragmentation_ratio),
+        ("octavo_longest_wait_seconds", gauges.longest_wait_s),
         ("octavo_engine_up", float(engine.is_alive)),
     ):
         yield name, "gauge", {}, value
+    yield from collect_kv(engine)
     for name, histogram in (
+        ("octavo_kv_block_lifetime_seconds", engine.scheduler.allocator.lifetime_s),
+        (
+            "octavo_kv_block_idle_before_eviction_seconds",
+            engine.scheduler.allocator.idle_before_eviction_s,
+        ),
         ("octavo_request_queue_time_seconds", stats.queue_time_s),
         ("octavo_time_to_first_token_seconds", requests.ttft_s),
         ("octavo_inter_token_latency_seconds", requests.itl_s),
