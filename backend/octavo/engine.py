@@ -55,7 +55,7 @@ class Engine:
         self.runner = _load_runner(config)
         self.scheduler = Scheduler(
             num_blocks=self.runner.kv_cache.num_blocks,
-            block_size=config.block_size,
+            block_size=self.runner.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             watermark_ratio=config.watermark_ratio,
