@@ -13,6 +13,7 @@ from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.generation import GenerationRequest, TokenOutput
+from octavo.quantization.kv import KVLayout, layer_formats
 from octavo.sampling_params import SamplingParams, parse
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import FinishReason, Sequence
@@ -149,11 +150,14 @@ def make_engine(folder: Path, *, num_blocks: int | None = None, **settings: Any)
     settings = {"dtype": "float32", "num_threads": 1, "block_size": 4, **settings}
     if num_blocks is not None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        values = (
-            2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
+        formats = layer_formats(
+            settings.get("kv_cache_dtype", "auto"), settings.get("kv_cache_skip_layers", ()),
+            config["num_hidden_layers"], settings["dtype"],
+        )  # fmt: skip
+        layout = KVLayout(
+            formats, settings["block_size"], config["num_key_value_heads"], config["head_dim"]
         )
-        width = {"float32": 4, "bfloat16": 2, "float16": 2}[settings["dtype"]]
-        settings["kv_cache_bytes"] = num_blocks * settings["block_size"] * values * width
+        settings["kv_cache_bytes"] = num_blocks * layout.block_bytes
     return Engine(make_config(model=folder, **settings))
 
 

@@ -32,7 +32,8 @@ def test_defaults() -> None:
     config = make_config(model="m")
     assert config == EngineConfig(
         model=Path("m"), dtype="auto", max_model_len=None, max_num_batched_tokens=256,
-        max_num_seqs=32, max_num_waiting=4, block_size=16, kv_cache_bytes=None,
+        max_num_seqs=32, max_num_waiting=4, block_size=None, block_bytes=None,
+        kv_cache_dtype="auto", kv_cache_skip_layers=(), kv_cache_bytes=None,
         watermark_ratio=0.01, num_threads=None, sender_threads=1,
         sender_duty_cycle=0.15, drain_timeout_s=30.0,
     )  # fmt: skip
@@ -85,7 +86,7 @@ BOUNDS = {
     "max_num_batched_tokens": (32, 2**20),
     "max_num_seqs": (1, 256),
     "max_num_waiting": (0, 4096),
-    "block_size": (1, 1024),
+    "block_size": (1, 2**20),
     "num_threads": (1, 1024),
     "sender_threads": (1, 16),
     "drain_timeout_s": (0, 86_400),

@@ -45,6 +45,13 @@ def _byte_size(value: object) -> object:
     return value
 
 
+def _split(value: object) -> object:
+    # The environment has no lists.
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")] if value.strip() else []
+    return value
+
+
 def _none_if_auto(value: object) -> object:
     return None if value == "auto" else value
 
@@ -53,6 +60,7 @@ Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Auto = BeforeValidator(_none_if_auto)
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -77,7 +85,19 @@ class EngineConfig:
     # Admitted beyond max_num_seqs, so that a free place is filled within one step; all
     # further requests stay in the Triton server's queue, under its policy.
     max_num_waiting: Annotated[Integer, Field(ge=0, le=4096)] = 4
-    block_size: Annotated[Integer, Field(ge=1, le=1024)] = 16
+    # Tokens of a block. Or, in `block_bytes`, the bytes of one layer's share of it, keys and
+    # values: the largest power of two of tokens that they hold. Auto is 16 tokens.
+    block_size: Annotated[Integer, Field(ge=1, le=2**20)] | Annotated[None, Auto] = None
+    block_bytes: (
+        Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
+        | Annotated[None, Auto]
+    ) = None
+    # How keys and values are stored; auto: as they are computed. int8 and fp8 have a scale for
+    # each token and KV head; the layers in `kv_cache_skip_layers` are stored as computed.
+    kv_cache_dtype: KVCacheDType = "auto"
+    kv_cache_skip_layers: Annotated[
+        tuple[Annotated[Integer, Field(ge=0)], ...], BeforeValidator(_split)
+    ] = ()
     kv_cache_bytes: (
         Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
         | Annotated[None, Auto]
@@ -102,6 +122,16 @@ class EngineConfig:
             raise ValueError(
                 f"max_num_batched_tokens = {self.max_num_batched_tokens} should be at least "
                 f"max_num_seqs = {self.max_num_seqs}: every running sequence decodes each step"
+            )
+        if self.block_size is not None and self.block_bytes is not None:
+            raise ValueError(
+                f"block_size = {self.block_size} and block_bytes = {self.block_bytes} both size "
+                "a block; set one of them"
+            )
+        if self.kv_cache_skip_layers and self.kv_cache_dtype not in ("int8", "fp8"):
+            raise ValueError(
+                f"kv_cache_skip_layers = {list(self.kv_cache_skip_layers)}: with kv_cache_dtype "
+                f"= {self.kv_cache_dtype!r} nothing is quantized; set it to 'int8' or 'fp8'"
             )
 
     @property

@@ -62,10 +62,12 @@ class Engine:
         self.runner = _load_runner(config)
         self._changed = threading.Condition()
         self._has_arrived = False  # guarded by _changed: blocks from a tier
+        # What a block's bytes mean: only where they outlive the engine or leave it.
+        namespace = self.runner.kv_namespace if config.kv_tiers.outlive_engine else b""
         self.tiers = open_tiers(
             config.kv_tiers,
             block_bytes=self.runner.kv_cache.block_bytes,
-            namespace=self.runner.kv_namespace,
+            namespace=namespace,
             on_arrival=self._on_arrival,
         )
         self._transfer = BlockTransfer(self.runner.kv_cache, self.tiers)
@@ -77,7 +79,7 @@ class Engine:
             watermark_ratio=config.watermark_ratio,
             enable_prefix_caching=config.enable_prefix_caching,
             window=_common_window(self.runner.model_config.sliding_windows),
-            namespace=self.runner.kv_namespace,
+            namespace=namespace,
             tiers=self.tiers,
             preemption=config.preemption,
         )

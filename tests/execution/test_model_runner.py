@@ -93,7 +93,7 @@ def test_dtype_is_the_checkpoints_unless_set(tmp_path: Path, dtype: str) -> None
     folder = write_checkpoint(tmp_path / "toy", torch_dtype=dtype)
     assert runner(folder, dtype="auto").dtype == getattr(torch, dtype)
     other = runner(folder, dtype="float32")
-    assert other.dtype == other.kv_cache.keys.dtype == torch.float32
+    assert other.dtype == other.kv_cache.layers[0].keys.dtype == torch.float32
 
 
 def test_a_folder_may_be_a_link(toy_folder: Path, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_blocks_that_held_what_is_not_a_number_can_be_used_again(poisoned_folder
     run_to_end(engine)
     for recorder in bad:
         assert_ended_by_its_logits(recorder)
-    assert engine.runner.kv_cache.keys.isnan().any()
+    assert any(layer.keys.isnan().any() for layer in engine.runner.kv_cache.layers)
     results = generate_checked(engine, healthy_prompts(), params)
     assert [r.token_ids for r in results] == [r.token_ids for r in expected]
     assert engine.stats.generation_tokens == 16 * len(results)

@@ -273,11 +273,21 @@ def test_store_kv_writes_nothing_when_all_slots_are_skipped() -> None:
     assert not any(cache.any() for cache in caches)
 
 
-def test_store_kv_refuses_a_cache_that_it_would_copy() -> None:
-    caches = [torch.zeros(2, 1, 4, 2).transpose(1, 2) for _ in range(2)]
-    scattered = [torch.zeros(2, 3, 4, 1, 2)[:, 1].transpose(0, 1) for _ in range(2)]
+def test_store_kv_writes_into_strided_caches() -> None:
+    """One layer of a block's row, and a cache whose heads come before its tokens."""
+    layer = [torch.zeros(3, 2, 4, 1, 2)[:, 1] for _ in range(2)]
+    transposed = [torch.zeros(3, 1, 4, 2).transpose(1, 2) for _ in range(2)]
     rows = torch.ones(1, 1, 2)
-    kernels.store_kv(rows, rows, caches[0], caches[1], torch.tensor([5]))
-    assert all(cache[1, 1].all() for cache in caches)
-    with pytest.raises(RuntimeError):
-        kernels.store_kv(rows, rows, scattered[0], scattered[1], torch.tensor([5]))
+    for caches in (layer, transposed):
+        kernels.store_kv(rows, 2 * rows, caches[0], caches[1], torch.tensor([5]))
+        assert [cache.sum() for cache in caches] == [2, 4]
+        assert (caches[0][1, 1] == 1).all() and (caches[1][1, 1] == 2).all()
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 64])
+def test_tables_may_name_any_block_behind_a_context(block_size: int) -> None:
+    memory = make_memory(BATCHES["mixed"], 4, 2, 8, block_size)
+    expected = attend(memory, 2, 0.3)
+    for row, context in enumerate(memory.context_lens.tolist()):
+        memory.tables[row, -(-context // block_size) :] = len(memory.keys) - 1
+    assert torch.equal(attend(memory, 2, 0.3), expected)

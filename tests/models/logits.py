@@ -17,7 +17,7 @@ def our_logits(engine: Engine, tokens: list[int], chunk: int | None = None) -> T
     chunk = chunk or len(tokens)
     sequence = make_sequence(0, prompt=len(tokens))
     sequence.token_ids = list(tokens)
-    block_size = engine.config.block_size
+    block_size = engine.runner.block_size
     sequence.block_table = engine.scheduler.allocator.allocate(-(-len(tokens) // block_size))
     parts = []
     for begin in range(0, len(tokens), chunk):

@@ -16,7 +16,7 @@ class ForwardBatch:
     token each, the others a chunk of prompt. T tokens, S sequences, B blocks at most.
 
     token_ids, positions, slot_mapping: [T] int64 (slot −1: the token's keys are not stored)
-    block_tables: [S, B] int64, padded with block 0
+    block_tables: [S, B] int64; block 0 behind a context and for blocks that were given back
     query_start: [S + 1] int64, where each sequence's tokens begin
     context_lens: [S] int64, computed tokens of each sequence, those of this step included
     sample_indices: [N] int64, the tokens whose logits are wanted
@@ -51,7 +51,9 @@ class ForwardBatch:
         rows = np.repeat(np.arange(len(scheduled)), lengths)
         positions = np.arange(query_start[-1]) - query_start[rows] + first[rows]
         blocks = block_tables[rows, positions // block_size]
+        assert (blocks >= 0).all(), "a block was given back before its tokens were computed"
         slot_mapping = blocks * block_size + positions % block_size
+        np.maximum(block_tables, 0, out=block_tables)
         samples = [
             index
             for row, s in enumerate(scheduled)

@@ -1,7 +1,7 @@
 """The operators of the decode loop. They know tensors and numbers, never sequences or configs.
 
-Each op is stated in `reference` in plain torch: specification, oracle of the tests and
-last-resort fallback. Faster implementations are chosen here, under the same names.
+Each op is stated in `reference` or `reference_kv` in plain torch: specification, oracle of the
+tests and last-resort fallback. Faster implementations are chosen here, under the same names.
 """
 
 from torch import Tensor
@@ -12,15 +12,15 @@ from octavo.kernels.reference import (
     apply_rope,
     apply_softcap,
     gelu_tanh_mul,
-    paged_attention,
     penalize,
     rms_norm,
     sample,
     silu_mul,
-    store_kv,
 )
+from octavo.kernels.reference_kv import paged_attention, store_kv
 
 __all__ = [
+    "MIN_BLOCK_SIZE",
     "add_rms_norm",
     "apply_rope",
     "apply_softcap",
@@ -34,6 +34,9 @@ __all__ = [
     "silu_mul",
     "store_kv",
 ]
+
+# Tokens of a block below which the operators that read KV memory lose speed.
+MIN_BLOCK_SIZE = 16
 
 
 def pack_linear(weight: Tensor) -> Tensor:

@@ -73,11 +73,6 @@ class ModelConfig:
             raise UnsupportedModelError("head_dim", self.head_dim, "an even number")
 
     @property
-    def kv_values_per_token(self) -> int:
-        """Numbers that one token keeps in KV memory, all layers, keys and values."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
-
-    @property
     def layer_ropes(self) -> tuple[RopeConfig, ...]:
         """The rotary embedding of each layer."""
         sliding = self.sliding_rope or self.rope

@@ -95,11 +95,17 @@ class DecoderLayer:
         if self.qk_norm is not None:
             qk = kernels.rms_norm(qk, self.qk_norm, config.rms_norm_eps)
         qk = kernels.apply_rope(qk, *rotary)
-        keys, values = kv_cache.keys[self._index], kv_cache.values[self._index]
-        kernels.store_kv(qk[:, heads:], new_values, keys, values, batch.slot_mapping)
+        kv = kv_cache.layers[self._index]
+        kernels.store_kv(
+            qk[:, heads:], new_values, kv.keys, kv.values, batch.slot_mapping,
+            kv.key_scales, kv.value_scales,
+        )  # fmt: skip
+        # A chunk's own keys and values are read back as they are stored, like all others: so it
+        # does not matter to a quantized cache where a prompt is cut.
         attended = kernels.paged_attention(
-            qk[:, :heads], keys, values, batch.block_tables, batch.query_start,
+            qk[:, :heads], kv.keys, kv.values, batch.block_tables, batch.query_start,
             batch.context_lens, batch.num_decodes, config.attention_scale,
+            key_scales=kv.key_scales, value_scales=kv.value_scales,
             window=self._window, softcap=config.attention_softcap,
         )  # fmt: skip
         return attended.flatten(1)

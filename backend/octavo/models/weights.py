@@ -1,6 +1,8 @@
 """Reads safetensors checkpoints. Nothing else is opened: a pickle can run code when loaded."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,7 @@ from octavo.errors import ConfigError
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_HASHED_AT_ONCE = 16 * 2**20
 _LOADABLE = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -74,6 +77,35 @@ class Checkpoint:
         if left:
             shown = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
             raise ConfigError(f"checkpoint: {len(left)} tensors the decoder does not know: {shown}")
+
+
+def checkpoint_digest(folder: Path, num_threads: int) -> bytes:
+    """SHA-256 over every byte of the weights' files: names, types, shapes and contents.
+
+    All of them, as a fine-tune may change no more than the rows of a few tokens. The files are
+    cut into pieces that threads hash side by side; they have just been read, so what limits is
+    SHA-256, 1.8 GB/s a core (x86's SHA extensions). Raises ConfigError.
+    """
+    pieces = [
+        (folder / shard, begin)
+        for shard in sorted(_shards(folder))
+        for begin in range(0, _size(folder / shard), _HASHED_AT_ONCE)
+    ]
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="octavo-digest") as pool:
+        return sha256(b"".join(pool.map(_piece_digest, *zip(*pieces, strict=True)))).digest()
+
+
+def _piece_digest(path: Path, begin: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return sha256(file.read(_HASHED_AT_ONCE)).digest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc}") from None
 
 
 def _shards(folder: Path) -> dict[str, list[str]]:

@@ -1,0 +1,92 @@
+"""What KV memory a host can give to a model: format, block, number of blocks, longest context."""
+
+import logging
+from dataclasses import dataclass
+
+import psutil
+
+from octavo import kernels
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.models.model_config import ModelConfig
+from octavo.quantization.kv import KV_FORMATS, KVLayout, layer_formats
+
+log = logging.getLogger(__name__)
+
+_AUTO_BLOCK_SIZE = 16
+# Of the memory that is free at start, on a host without a GPU: the rest stays for
+# activations, the server and the page cache of the weights' file.
+_AUTO_MEMORY_RATIO = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """A context never exceeds the pool, so that every accepted sequence can run alone."""
+
+    layout: KVLayout
+    num_blocks: int
+    max_model_len: int
+
+
+def plan_memory(config: EngineConfig, model: ModelConfig, compute_dtype: str) -> MemoryPlan:
+    """Raises ConfigError naming setting, value and limit."""
+    wanted = config.max_model_len or model.max_position
+    if wanted > model.max_position:
+        raise ConfigError(
+            f"max_model_len = {wanted}: the model's max_position_embeddings is {model.max_position}"
+        )
+    layout = KVLayout(
+        formats=layer_formats(
+            config.kv_cache_dtype, config.kv_cache_skip_layers, model.num_layers, compute_dtype
+        ),
+        block_size=_block_size(config, model, compute_dtype, wanted),
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+    )
+    block_size, block_bytes = layout.block_size, layout.block_bytes
+    budget = config.kv_cache_bytes
+    available = psutil.virtual_memory().available
+    if budget is None:
+        full_use = config.max_num_seqs * -(-wanted // block_size) * block_bytes
+        budget = min(full_use, int(_AUTO_MEMORY_RATIO * available))
+    if budget > available:
+        raise ConfigError(f"kv_cache_bytes = {budget}: {available} bytes of memory are available")
+    num_blocks = budget // block_bytes
+    if num_blocks < 1:
+        raise ConfigError(
+            f"kv_cache_bytes = {budget}: one block of {block_size} tokens takes {block_bytes} bytes"
+        )
+    fits = num_blocks * block_size
+    if fits < wanted:
+        if config.max_model_len is not None:
+            raise ConfigError(
+                f"max_model_len = {wanted}: {budget} bytes of KV memory hold {fits} tokens; "
+                "raise kv_cache_bytes or lower max_model_len"
+            )
+        log.warning("context cut from %d to %d tokens: KV memory holds no more", wanted, fits)
+    return MemoryPlan(layout, num_blocks, min(wanted, fits))
+
+
+def _block_size(config: EngineConfig, model: ModelConfig, compute_dtype: str, longest: int) -> int:
+    """Tokens of a block. From bytes: the largest power of two that they hold in a layer of
+    kv_cache_dtype, and that a context can fill, but no less than what the kernels are made for."""
+    least = kernels.MIN_BLOCK_SIZE
+    if config.block_bytes is None:
+        size = config.block_size or _AUTO_BLOCK_SIZE
+        if size < least:
+            log.warning("block_size = %d: attention is slower below %d tokens", size, least)
+        return size
+    own = KV_FORMATS[compute_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype]
+
+    def layer_bytes(tokens: int) -> int:
+        return own.block_bytes(tokens, model.num_kv_heads, model.head_dim)
+
+    size = least
+    while 2 * size <= longest and layer_bytes(2 * size) <= config.block_bytes:
+        size *= 2
+    if layer_bytes(size) > config.block_bytes:
+        log.warning(
+            "block_bytes = %d: a block has the kernels' least, %d tokens, which take %d bytes of "
+            "a layer", config.block_bytes, size, layer_bytes(size),
+        )  # fmt: skip
+    return size
