@@ -51,6 +51,7 @@ def _none_if_auto(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
+ByteSize = Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
 Auto = BeforeValidator(_none_if_auto)
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -77,11 +78,8 @@ class EngineConfig:
     # Admitted beyond max_num_seqs, so that a free place is filled within one step; all
     # further requests stay in the Triton server's queue, under its policy.
     max_num_waiting: Annotated[Integer, Field(ge=0, le=4096)] = 4
-    block_size: Annotated[Integer, Field(ge=1, le=1024)] = 16
-    kv_cache_bytes: (
-        Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
-        | Annotated[None, Auto]
-    ) = None
+    block_size: Annotated[Integer, Field(ge=1, le=2**20)] = 16
+    kv_cache_bytes: ByteSize | Annotated[None, Auto] = None
     # Blocks keep their content after their last user, for sequences that begin alike.
     enable_prefix_caching: bool = True
     watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
