@@ -199,7 +199,7 @@ def draw(args: argparse.Namespace, found: Medians) -> None:
     ):
         lengths = [v[figure] for v in values]
         bars = wait.barh([y + shift for y in places], lengths, 0.38, color=color, label=label)
-        wait.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        wait.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     wait.set_title("longest wait of any request, s", loc="left", fontsize=10)
     wait.margins(x=0.12)
     wait.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)

@@ -1,6 +1,7 @@
 """A load's record says what the engine did."""
 
 import json
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,3 +62,12 @@ def test_too_long_a_request_is_refused(toy_folder: Path) -> None:
     engine = make_engine(toy_folder, num_blocks=64)
     with pytest.raises(InvalidRequestError, match="max_tokens"):
         run_load(engine, random_prompts([250]), 10)
+
+
+def test_an_engine_that_was_measured_goes_with_its_last_name(toy_folder: Path) -> None:
+    """At once: the next one's weights must find the memory free."""
+    engine = make_engine(toy_folder, num_blocks=32)
+    run_load(engine, random_prompts([5]), 3)
+    runner = weakref.ref(engine.runner)
+    del engine
+    assert runner() is None

@@ -101,21 +101,26 @@ def build_engine(settings: Settings, configuration: Configuration) -> Engine:
 
 def measure(settings: Settings) -> Iterator[Sample]:
     """Round by round, the configurations in turn: a noisy machine treats them alike."""
-    vocab_size = read_model_config(Path(settings.model)).vocab_size
     for number in range(settings.rounds):
-        generator = random.Random(number)
-        warm_up, alone, repeated = (
-            [generator.randrange(vocab_size) for _ in range(settings.prompt_tokens)]
-            for _ in range(3)
-        )
         for configuration in CONFIGURATIONS:
-            engine = build_engine(settings, configuration)
-            run_load(engine, [warm_up], min(_WARM_UP_TOKENS, settings.output_tokens))
-            for row in configuration.rows:
-                # What the second row of a configuration finds, the first has left.
-                for prompts in ([alone], [repeated] * settings.num_requests):
-                    load = run_load(engine, prompts, settings.output_tokens)
-                    yield Sample(number, row, len(prompts), load)
+            yield from _measure_once(settings, configuration, number)
+
+
+def _measure_once(
+    settings: Settings, configuration: Configuration, number: int
+) -> Iterator[Sample]:
+    """With an engine of its own: the cache is empty, and one copy of the weights in memory."""
+    engine, generator = build_engine(settings, configuration), random.Random(number)
+    warm_up, alone, repeated = (
+        [generator.randrange(engine.vocab_size) for _ in range(settings.prompt_tokens)]
+        for _ in range(3)
+    )
+    run_load(engine, [warm_up], min(_WARM_UP_TOKENS, settings.output_tokens))
+    for row in configuration.rows:
+        # What the second row of a configuration finds, the first has left.
+        for prompts in ([alone], [repeated] * settings.num_requests):
+            load = run_load(engine, prompts, settings.output_tokens)
+            yield Sample(number, row, len(prompts), load)
 
 
 def _end_with_stdin() -> None:

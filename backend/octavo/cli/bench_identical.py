@@ -68,7 +68,7 @@ def run(
 
 
 def _measured(options: Options) -> tuple[Settings | None, list[Sample], int]:
-    """As far as it came until Ctrl-C, and the exit code. Raises ConfigError."""
+    """As far as it came until Ctrl-C, and the exit code. Raises OctavoError."""
     settings: Settings | None = None
     samples: list[Sample] = []
     try:
@@ -117,7 +117,8 @@ def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
 
 @contextmanager
 def _worker(options: Options) -> Iterator[Iterator[dict[str, Any]]]:
-    """Events of a worker, which ends with the context. Raises ConfigError with its error."""
+    """Events of a worker, which ends with the context. Raises OctavoError if it does not get
+    through."""
     with subprocess.Popen(
         [sys.executable, "-m", "octavo.benchmarks.identical_worker"],
         # As the server's environment has it; the caller's own value comes first.
@@ -134,7 +135,7 @@ def _worker(options: Options) -> Iterator[Iterator[dict[str, Any]]]:
             process.stdin.flush()
             yield _events(process.stdout)
             if process.wait() != 0:
-                raise ConfigError(f"the measuring process ended with {process.returncode}")
+                raise OctavoError(f"the measuring process ended with {process.returncode}")
         finally:
             process.kill()
 
@@ -147,7 +148,7 @@ def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         event: dict[str, Any] = json.loads(line)
         if "error" in event:
-            raise ConfigError(event["error"])
+            raise OctavoError(event["error"])
         yield event
 
 
