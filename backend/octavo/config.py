@@ -58,6 +58,7 @@ def _none_if_auto(value: object) -> object:
 
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
+ByteSize = Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
 Auto = BeforeValidator(_none_if_auto)
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]

@@ -1,1 +1,1 @@
-"""The `octavo` command: starting and judging servers. Nothing here imports torch."""
+"""The `octavo` command: starting and judging servers, measuring. Nothing here imports torch."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from octavo.cli.bench_app import bench_app
 from octavo.cli.triton_flags import CONTAINER_VERSION
 
 app = typer.Typer(
@@ -16,6 +17,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Octavo: an LLM engine inside NVIDIA Triton Inference Server, and its tools.",
 )
+
+app.add_typer(bench_app, name="bench")
 
 _ENGINE, _SERVER, _NETWORK = "Engine", "Server", "Network"
 
