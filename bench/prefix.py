@@ -58,7 +58,13 @@ def build(args: argparse.Namespace, *, num_seqs: int, tokens_each: int, cache: b
             block_size=BLOCK_SIZE,
             max_model_len=tokens_each,
             max_num_seqs=num_seqs,
-            kv_cache_bytes=blocks * BLOCK_SIZE * model.kv_values_per_token * width,
+            kv_cache_bytes=blocks
+            * BLOCK_SIZE
+            * 2
+            * model.num_layers
+            * model.num_kv_heads
+            * model.head_dim
+            * width,
             enable_prefix_caching=cache,
         )
     )

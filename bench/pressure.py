@@ -59,7 +59,9 @@ class Pool:
 def make_pool(args: argparse.Namespace) -> Pool:
     model = read_model_config(args.model)
     width = {"bfloat16": 2, "float16": 2, "float32": 4}[args.dtype]
-    block_bytes = args.block_size * model.kv_values_per_token * width
+    block_bytes = (
+        args.block_size * 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
+    )
     blocks_each = -(-(args.input + args.output) // args.block_size)
     demand = args.requests * blocks_each
     blocks = max(blocks_each, int(args.pool * demand))

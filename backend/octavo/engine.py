@@ -191,7 +191,7 @@ class Engine:
         whoever stops a server waits for this."""
         if self.tiers is None:
             return
-        if self.tiers.persists and not self._has_failed:
+        if self.config.kv_tiers.outlive_engine and not self._has_failed:
             kept = self._transfer.keep(self.scheduler.allocator.kept(), _KEEP_TIMEOUT_S)
             log.info("%d blocks of the pool are kept for the next start", kept)
         self.tiers.close(_KEEP_TIMEOUT_S)

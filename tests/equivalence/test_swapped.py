@@ -65,7 +65,9 @@ def test_swapped_in_chunks_while_others_join(
 ) -> None:
     case = exact_case
     tiers = HOST if tier == "host" else {"disk_path": str(tmp_path), "disk_bytes": 2**28}
-    engine = swapping(case, pool_blocks(case, 0.25), tiers, max_num_batched_tokens=budget)
+    engine = swapping(
+        case, pool_blocks(case, 0.25), tiers, max_num_batched_tokens=budget, max_num_seqs=8
+    )
     joins = [3 * index for index in range(len(case.prompts))]
     case.assert_as_alone(generate_checked(engine, case.prompts, case.params, joins))
     assert_swapped(engine)

@@ -16,7 +16,11 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     binary("prometheus")  # before the server is started for nothing
     folder = tmp_path_factory.mktemp("server")
     with serving(
-        folder, "vllm", kv_cache_bytes="2MiB", max_num_seqs=4, max_num_waiting=0,
+        folder,
+        "vllm",
+        kv_cache_bytes="2MiB",
+        max_num_seqs=4,
+        max_num_waiting=0,
         kv_tiers_host_bytes="16MiB",
     ) as target:
         yield target

@@ -66,7 +66,7 @@ def settle(options: Options) -> Settings:
 def _token_bytes(model: ModelConfig, dtype: str) -> int:
     name = model.dtype if dtype == "auto" else dtype
     width: int = getattr(torch, name).itemsize
-    return model.kv_values_per_token * width
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
 
 
 def _contexts_for_all(options: Options, prompt: int, context: int) -> int:

@@ -27,22 +27,22 @@ class Tiers(Protocol):
 
     is_shared: bool  # some tier is shared with other replicas
 
-    def held(self, keys: List[BlockKey]) -> int:
+    def held(self, keys: List[BlockKey], /) -> int:
         """The longest beginning of `keys` that is known to be held."""
 
-    def may_hold(self, keys: List[BlockKey]) -> int:
+    def may_hold(self, keys: List[BlockKey], /) -> int:
         """As `held`, and all that a shared tier may have from others."""
 
-    def fetch(self, keys: List[BlockKey]) -> Fetch:
+    def fetch(self, keys: List[BlockKey], /) -> Fetch:
         """Begins to read."""
 
-    def discard(self, keys: List[BlockKey]) -> None:
+    def discard(self, keys: List[BlockKey], /) -> None:
         """Nobody will ask for these."""
 
-    def store_s(self, num_blocks: int) -> float:
+    def store_s(self, num_blocks: int, /) -> float:
         """Seconds until so many more blocks are stored, by measured rates."""
 
-    def fetch_s(self, num_blocks: int) -> float:
+    def fetch_s(self, num_blocks: int, /) -> float:
         """Seconds to read so many blocks, by measured rates."""
 
 

@@ -37,6 +37,7 @@ def collect_kv(engine: Engine) -> Iterator[Sample]:
 
 def _collect_pool(engine: Engine) -> Iterator[Sample]:
     gauges, kv_cache = engine.gauges, engine.runner.kv_cache
+    layout = kv_cache.layout
     used, cached, total = gauges.used_blocks, gauges.cached_blocks, gauges.total_blocks
     shares = engine.config.enable_prefix_caching
     for name, value in (
@@ -46,7 +47,10 @@ def _collect_pool(engine: Engine) -> Iterator[Sample]:
         ("octavo_kv_blocks_total", total),
         ("octavo_kv_block_size_tokens", kv_cache.block_size),
         ("octavo_kv_block_bytes", kv_cache.block_bytes),
-        ("octavo_kv_block_layer_bytes", kv_cache.block_layer_bytes),
+        (
+            "octavo_kv_block_layer_bytes",
+            max(map(kv_cache.layout.layer_bytes, range(len(kv_cache.layers)))),
+        ),
         ("octavo_kv_cache_usage_ratio", used / max(total, 1)),
         ("octavo_kv_fragmentation_ratio", gauges.fragmentation_ratio),
         ("octavo_min_cacheable_prefix_tokens", kv_cache.block_size if shares else 0),

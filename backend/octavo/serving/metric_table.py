@@ -135,7 +135,9 @@ METRICS: tuple[Metric, ...] = (
         "octavo_kv_fragmentation_ratio", "gauge",
         "Share of the slots of used KV blocks that hold no token",
     ),
-    Metric("octavo_kv_tier_up", "gauge", "1 while a tier can be read and written, else 0", ("tier",)),
+    Metric(
+        "octavo_kv_tier_up", "gauge", "1 while a tier can be read and written, else 0", ("tier",)
+    ),
     Metric("octavo_kv_tier_used_bytes", "gauge", "Bytes in a tier", ("tier",)),
     Metric("octavo_kv_tier_capacity_bytes", "gauge", "Bytes that a tier may hold", ("tier",)),
     Metric("octavo_kv_tier_queued_bytes", "gauge", "Bytes on their way into a tier", ("tier",)),
