@@ -12,8 +12,9 @@ swap        who is preempted moves to a host tier, over links of several rates
 auto        the engine chooses for each
 
 output tokens/s = all output tokens / (submission → last token of all). The longest wait is the
-longest of any request from submission to its first token, and between two of its tokens. Median of
-the rounds. Swap and auto need an engine with the settings `preemption` and `kv_tiers`.
+longest of any request from submission to its first token, and between two of its tokens. Out and in
+are blocks that leave the pool for a tier and come back. Medians of the rounds. Swap and auto need
+an engine with the settings `preemption` and `kv_tiers`.
 """
 
 import os
@@ -34,12 +35,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from octavo.benchmarks.load import run_load
+from octavo.benchmarks.load import kv_token_bytes, run_load
 from octavo.benchmarks.machine import machine, versions
 from octavo.benchmarks.records import LoadRecord
 from octavo.config import EngineConfig, make_config
 from octavo.engine import Engine
-from octavo.models.model_config import read_model_config
 
 FITS_SHARES = (1.0, 0.75, 0.5)  # of what fits whole: a smaller batch may pay in shorter steps
 LINKS_BYTES_PER_S = {"30 MB/s": 30e6, "170 MB/s": 170e6, "10 GB/s": 10e9}
@@ -57,11 +57,7 @@ class Pool:
 
 
 def make_pool(args: argparse.Namespace) -> Pool:
-    model = read_model_config(args.model)
-    width = {"bfloat16": 2, "float16": 2, "float32": 4}[args.dtype]
-    block_bytes = (
-        args.block_size * 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
-    )
+    block_bytes = args.block_size * kv_token_bytes(args.model, args.dtype)
     blocks_each = -(-(args.input + args.output) // args.block_size)
     demand = args.requests * blocks_each
     blocks = max(blocks_each, int(args.pool * demand))
@@ -98,7 +94,7 @@ def make_configs(args: argparse.Namespace) -> dict[str, EngineConfig]:
     return {name: make_config(**{**common, **own}) for name, own in variants.items()}
 
 
-def run(args: argparse.Namespace, config: EngineConfig, number: int) -> LoadRecord:
+def run(args: argparse.Namespace, name: str, config: EngineConfig, number: int) -> LoadRecord:
     """With an engine of its own, so that one copy of the weights is in memory at a time."""
     engine = Engine(config)
     engine.runner.bind_to_thread()
@@ -112,7 +108,11 @@ def run(args: argparse.Namespace, config: EngineConfig, number: int) -> LoadReco
 
     load_prompts = prompts(args.requests)
     run_load(engine, prompts(1), 4)  # warms up
-    return run_load(engine, load_prompts, args.output)
+    load = run_load(engine, load_prompts, args.output)
+    engine.stop()  # ends the threads of tiers
+    # Bytes of a tier are known by these; without them the table would show 0.
+    assert name.startswith(("fits", "recompute")) or "saved_blocks" in load.counters
+    return load
 
 
 def preemptions(load: LoadRecord) -> dict[str, int]:
@@ -125,15 +125,16 @@ def preemptions(load: LoadRecord) -> dict[str, int]:
     return {kind: count for kind, count in counted.items() if count}
 
 
-def swapped_bytes(load: LoadRecord) -> int:
-    return sum(n for name, n in load.counters.items() if name.startswith("swapped_bytes"))
+def megabytes(load: LoadRecord, counter: str) -> float:
+    return load.counted(counter) * load.block_bytes / 1e6
 
 
 Figure = Callable[[LoadRecord], float]
 FIGURES: dict[str, tuple[str, Figure]] = {
     "output_tps": ("output tokens/s", lambda load: load.output_tps),
-    "recomputed_tokens": ("recomputed tokens", lambda load: load.counters["recomputed_tokens"]),
-    "swapped_mb": ("swapped, MB", lambda load: swapped_bytes(load) / 1e6),
+    "recomputed_tokens": ("recomputed tokens", lambda load: load.counted("recomputed_tokens")),
+    "swapped_out_mb": ("out, MB", lambda load: megabytes(load, "saved_blocks")),
+    "swapped_in_mb": ("in, MB", lambda load: megabytes(load, "loaded_blocks")),
     "ttft_max_s": ("longest TTFT, s", lambda load: max(r.ttft_s for r in load.requests)),
     "gap_max_s": ("longest gap, s", lambda load: max(r.longest_gap_s for r in load.requests)),
     "e2e_p50_s": ("e2e p50, s", lambda load: statistics.median(r.e2e_s for r in load.requests)),
@@ -242,7 +243,7 @@ def main() -> None:
     try:
         for number in range(args.rounds):
             for name, config in configs.items():
-                load = run(args, config, number)
+                load = run(args, name, config, number)
                 if name.startswith("fits"):
                     assert not preemptions(load), (name, load.counters)
                 rounds[name].append(load)

@@ -136,8 +136,8 @@ def made_up() -> Loads:
             for ttft in ttft_s
         )
         return LoadRecord(
-            requests=requests, duration_s=2 * max(ttft_s), prefill_tokens=7, peak_running=1,
-            peak_reserved_bytes=64, peak_filled_bytes=32, counters={},
+            requests=requests, duration_s=2 * max(ttft_s), prefill_tokens=7, block_bytes=8,
+            peak_running=1, peak_reserved_bytes=64, peak_filled_bytes=32, counters={},
         )  # fmt: skip
 
     return make

@@ -42,14 +42,14 @@ def test_what_is_found_is_not_computed(toy_folder: Path) -> None:
     run_load(engine, prompts, 2)
     warm = run_load(engine, prompts * 2, 2)
     assert warm.hit_tokens == 32 and warm.prefill_tokens == 2
-    assert warm.counters["prefix_hit_tokens"] == 32  # of this load alone
+    assert warm.counted("prefix_hit_tokens") == 32  # of this load alone
 
 
 def test_recomputed_tokens_count_as_prefill(toy_folder: Path) -> None:
     engine = make_engine(toy_folder, num_blocks=8, enable_prefix_caching=False)
     load = run_load(engine, random_prompts([10, 10]), 15)
-    assert sum(n for name, n in load.counters.items() if name.startswith("preemptions")) > 0
-    assert load.counters["recomputed_tokens"] > 0
+    assert load.counted("preemptions") > 0
+    assert load.counted("recomputed_tokens") > 0
     assert load.prefill_tokens > 20
 
 

@@ -16,14 +16,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from octavo.benchmarks.identical import CONFIGURATIONS, Configuration, Options, Sample, Settings
-from octavo.benchmarks.load import run_load
+from octavo.benchmarks.load import kv_token_bytes, run_load
 from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.errors import ConfigError, OctavoError
-from octavo.models.model_config import ModelConfig, read_model_config
+from octavo.models.model_config import read_model_config
 
 _WATERMARK_RATIO = 0.01
 _WARM_UP_TOKENS = 4
@@ -44,7 +42,7 @@ def settle(options: Options) -> Settings:
             f"--prompt-tokens + --output-tokens = {prompt} + {options.output_tokens}: the context "
             f"is {context} tokens"
         )
-    context_bytes = context * _token_bytes(model, options.dtype)
+    context_bytes = context * kv_token_bytes(Path(options.model), options.dtype)
     budget = options.kv_cache_bytes
     if budget is None:
         budget = context_bytes * _contexts_for_all(options, prompt, context)
@@ -61,12 +59,6 @@ def settle(options: Options) -> Settings:
         "context_bytes": context_bytes,
     }
     return Settings(**{**asdict(options), **settled})
-
-
-def _token_bytes(model: ModelConfig, dtype: str) -> int:
-    name = model.dtype if dtype == "auto" else dtype
-    width: int = getattr(torch, name).itemsize
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
 
 
 def _contexts_for_all(options: Options, prompt: int, context: int) -> int:
@@ -121,6 +113,7 @@ def _measure_once(
         for prompts in ([alone], [repeated] * settings.num_requests):
             load = run_load(engine, prompts, settings.output_tokens)
             yield Sample(number, row, len(prompts), load)
+    engine.stop()
 
 
 def _end_with_stdin() -> None:

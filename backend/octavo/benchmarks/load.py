@@ -6,14 +6,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from octavo.benchmarks.records import LoadRecord, RequestRecord
 from octavo.engine import Engine
 from octavo.execution.sampler import SampledTokens
 from octavo.generation import GenerationRequest, TokenOutput
+from octavo.models.model_config import read_model_config
 from octavo.sampling_params import parse
 from octavo.scheduling.sequence import FinishReason, StepPlan
 
@@ -67,11 +71,19 @@ def run_load(engine: Engine, prompts: list[list[int]], output_tokens: int) -> Lo
         requests=tuple(receiver.record(began_s) for receiver in receivers),
         duration_s=max(receiver.token_times_s[-1] for receiver in receivers) - began_s,
         prefill_tokens=prefilled.tokens,
+        block_bytes=peaks.block_bytes,
         peak_running=peaks.running,
         peak_reserved_bytes=peaks.reserved_bytes,
         peak_filled_bytes=peaks.filled_bytes,
         counters=dict(counters),
     )
+
+
+def kv_token_bytes(folder: Path, dtype: str) -> int:
+    """Keys and values of one token in all layers, stored as they are computed."""
+    model = read_model_config(folder)
+    stored: torch.dtype = getattr(torch, model.dtype if dtype == "auto" else dtype)
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * stored.itemsize
 
 
 @dataclass(slots=True)
@@ -100,12 +112,12 @@ class _Peaks:
     def __init__(self, engine: Engine) -> None:
         cache = engine.runner.kv_cache
         self._engine = engine
-        self._block_bytes = cache.num_bytes // cache.num_blocks
+        self.block_bytes = cache.num_bytes // cache.num_blocks
         self.running = self.reserved_bytes = self.filled_bytes = 0
 
     def observe(self) -> None:
         gauges = self._engine.gauges
-        reserved = gauges.used_blocks * self._block_bytes
+        reserved = gauges.used_blocks * self.block_bytes
         filled = round(reserved * (1 - gauges.fragmentation_ratio))
         self.running = max(self.running, gauges.num_running)
         self.reserved_bytes = max(self.reserved_bytes, reserved)
@@ -115,8 +127,9 @@ class _Peaks:
 def _counters(engine: Engine) -> Counter[str]:
     """The scheduler's running totals by name; those by kind as `name.kind`."""
     totals: Counter[str] = Counter()
-    values: dict[str, Any] = asdict(engine.scheduler.counters)
-    for name, value in values.items():
+    counters = engine.scheduler.counters
+    for name in (each.name for each in fields(counters)):
+        value: Any = getattr(counters, name)
         if isinstance(value, dict):
             totals.update({f"{name}.{kind}": count for kind, count in value.items()})
         else:

@@ -25,15 +25,21 @@ class LoadRecord:
     requests: tuple[RequestRecord, ...]
     duration_s: float  # submission → last token of all
     prefill_tokens: int  # computed in prefill: of prompts, and again after a preemption
+    block_bytes: int  # of KV memory, all layers
     peak_running: int
     peak_reserved_bytes: int  # KV memory of blocks that sequences hold
     peak_filled_bytes: int  # of those, the slots that hold a token
-    counters: Mapping[str, int]  # what the scheduler's counters rose by
+    # What the scheduler's counters rose by; of one by kind, each as `name.kind`.
+    counters: Mapping[str, int]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LoadRecord:
         requests = tuple(RequestRecord(**request) for request in values["requests"])
         return cls(**{**values, "requests": requests})
+
+    def counted(self, name: str) -> int:
+        """Of all kinds together."""
+        return sum(n for key, n in self.counters.items() if key.partition(".")[0] == name)
 
     @property
     def output_tps(self) -> float:
