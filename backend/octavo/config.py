@@ -11,7 +11,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 
 from octavo.errors import ConfigError
@@ -49,8 +57,23 @@ def _none_if_auto(value: object) -> object:
     return None if value == "auto" else value
 
 
+def _no_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("should not be empty")
+    return value
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().startswith(("redis://", "rediss://")):
+        raise ValueError("should begin with redis:// or rediss://")
+    return value
+
+
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
+Size = Annotated[Integer, BeforeValidator(_byte_size), Field(ge=0, lt=2**63)]
+Rate = Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
+RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]  # it can hold a password
 Auto = BeforeValidator(_none_if_auto)
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -61,6 +84,31 @@ class SLO:
 
     ttft_s: Annotated[Number, Field(gt=0)] = 2.0
     tpot_s: Annotated[Number, Field(gt=0)] = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TierConfig:
+    """Where KV blocks go that leave the pool, fastest first; a tier is on if it has bytes."""
+
+    host_bytes: Size = 0
+    disk_path: Annotated[Path, BeforeValidator(_no_empty)] | None = None
+    disk_bytes: Size = 0
+    redis_url: RedisURL | None = None
+    redis_bytes: Size = 0  # of all engines together that share a model's blocks there
+    redis_timeout_s: Annotated[Number, Field(gt=0, le=60)] = 0.5
+    redis_expiry_s: Annotated[Integer, Field(ge=1, le=31_536_000)] = 86_400  # after the last use
+    # Blocks on their way into one tier; what is beyond is not stored.
+    store_queue_bytes: Size = 2**28
+    # Slow a tier down, to try out what a slower link would give.
+    host_link_bytes_per_s: Rate | None = None
+    disk_link_bytes_per_s: Rate | None = None
+    redis_link_bytes_per_s: Rate | None = None
+
+    def __post_init__(self) -> None:
+        for place, size in (("disk_path", "disk_bytes"), ("redis_url", "redis_bytes")):
+            if (getattr(self, place) is None) != (getattr(self, size) == 0):
+                given, missing = (size, place) if getattr(self, size) else (place, size)
+                raise ValueError(f"{given} is set and {missing} is not: set both or none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -93,6 +141,7 @@ class EngineConfig:
     sender_duty_cycle: Annotated[Number, Field(gt=0, le=1)] = 0.15
     drain_timeout_s: Annotated[Number, Field(ge=0, le=86_400)] = 30.0
     slo: SLO = SLO()
+    kv_tiers: TierConfig = TierConfig()
 
     def __post_init__(self) -> None:
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -108,7 +157,13 @@ class EngineConfig:
 
 _ADAPTER = TypeAdapter(EngineConfig)
 _FIELDS = tuple(EngineConfig.__dataclass_fields__)
-_SLO_FIELDS = tuple(SLO.__dataclass_fields__)
+# Tables of engine.toml, each with the fields of a dataclass.
+_SECTIONS = {
+    "slo": tuple(SLO.__dataclass_fields__),
+    "kv_tiers": tuple(TierConfig.__dataclass_fields__),
+}
+_NAMES = {*_FIELDS, *_SECTIONS["slo"], *_SECTIONS["kv_tiers"]}
+_ANY_REDIS_URL = re.compile(r"(rediss?://)[^'\"]*", re.IGNORECASE)
 
 
 def make_config(**values: Any) -> EngineConfig:
@@ -119,19 +174,30 @@ def make_config(**values: Any) -> EngineConfig:
         fault = exc.errors(include_url=False)[0]
         loc = [str(part) for part in fault["loc"]]
         # Past the field itself, pydantic's path names the branches of its type.
-        field = ".".join(name for name in loc if name in (*_FIELDS, *_SLO_FIELDS)) or "".join(loc)
+        field = ".".join(name for name in loc if name in _NAMES) or "".join(loc)
         message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
         if fault["type"] == "unexpected_keyword_argument":
-            field, known = ".".join(loc), _FIELDS if len(loc) == 1 else _SLO_FIELDS
+            field, known = ".".join(loc), _FIELDS if len(loc) == 1 else _SECTIONS[loc[0]]
             message = f"unknown setting; known: {', '.join(known)}"
-        got = f"{field} = {fault['input']!r}: " if field else ""
+        got = f"{field} = {_shown(field, fault['input'])}: " if field else ""
+        if (
+            field in _SECTIONS and fault["type"] == "value_error"
+        ):  # of a whole table, not of a value
+            got = f"{field}: "
         raise ConfigError(f"engine settings: {got}{message}") from None
+
+
+def _shown(field: str, value: object) -> str:
+    """`value` without a password that may be in it."""
+    if field == "kv_tiers.redis_url":
+        return "…"
+    return _ANY_REDIS_URL.sub(r"\1…", repr(value))
 
 
 def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineConfig:
     """Settings of `toml`, overridden by the environment.
 
-    A relative `model` in the file counts from the file's folder. Raises ConfigError.
+    A relative `model` or `disk_path` in the file counts from the file's folder. Raises ConfigError.
     """
     try:
         values: dict[str, Any] = tomllib.loads(toml.read_text(encoding="utf-8"))
@@ -141,11 +207,15 @@ def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineCo
         raise ConfigError(f"{toml}: {exc}") from None
     if "model" in values:
         values["model"] = toml.parent / str(values["model"])
+    tiers = values.get("kv_tiers")
+    if isinstance(tiers, dict) and tiers.get("disk_path"):
+        tiers["disk_path"] = toml.parent / str(tiers["disk_path"])
     for name, value in environ.items():
         if name.startswith(ENV_PREFIX):
             field = name.removeprefix(ENV_PREFIX).lower()
-            if field.startswith("slo_") and isinstance(values.setdefault("slo", {}), dict):
-                values["slo"][field.removeprefix("slo_")] = value
+            section = next((s for s in _SECTIONS if field.startswith(f"{s}_")), None)
+            if section and isinstance(values.setdefault(section, {}), dict):
+                values[section][field.removeprefix(f"{section}_")] = value
             else:
                 values[field] = value
     if environ.get(ENV_MODEL):
