@@ -3,8 +3,9 @@
     octavo:kv:{<namespace>}:<key>    header and row, until nobody has used it for `expiry_s`
     octavo:kv:{<namespace>}:lru      sorted set of the keys by the server's time of their last use
 
-All entries have one length, so the bound in bytes is a bound on the size of the sorted set; scripts
-keep it, each of which runs as a whole or not at all, so that no counter can drift.
+All entries have one length, so the bound in bytes is a bound on the size of the sorted set: scripts
+keep it, so that no counter can drift. Contents do not pass through a script, which would copy them
+(a quarter of the speed), but come in one transaction with the script that makes room for them.
 """
 
 import threading
@@ -45,24 +46,23 @@ redis.call('EXPIRE', KEYS[1], expiry_s)
 return missing
 """
 )
-# ARGV: expiry, prefix, capacity, then keys and contents by turns, no more than the capacity. Makes
-# room first, so that the bound holds at any time. The answer: evicted, entries.
-_STORE = (
+# ARGV: expiry, prefix, capacity, keys, no more than the capacity. Makes room for contents that come
+# right after, so that the bound holds at any time. The answer: evicted, entries.
+_ADMIT = (
     _NOW
     + """
-for i = 4, #ARGV, 2 do
+for i = 4, #ARGV do
     redis.call('ZREM', KEYS[1], ARGV[i])
 end
-local surplus = redis.call('ZCARD', KEYS[1]) + (#ARGV - 3) / 2 - tonumber(ARGV[3])
+local surplus = redis.call('ZCARD', KEYS[1]) + #ARGV - 3 - tonumber(ARGV[3])
 if surplus > 0 then
     local oldest = redis.call('ZPOPMIN', KEYS[1], surplus)
     for i = 1, #oldest, 2 do
         redis.call('DEL', ARGV[2] .. oldest[i])
     end
 end
-for i = 4, #ARGV, 2 do
+for i = 4, #ARGV do
     redis.call('ZADD', KEYS[1], now + i, ARGV[i])
-    redis.call('SET', ARGV[2] .. ARGV[i], ARGV[i + 1], 'EX', expiry_s)
 end
 redis.call('EXPIRE', KEYS[1], expiry_s)
 return {math.max(surplus, 0), redis.call('ZCARD', KEYS[1])}
@@ -175,16 +175,8 @@ class RedisServer:
         self._know(keys)
         if not missing:
             return 0
-        entries = [
-            part
-            for i in missing
-            for part in (keys[i], self._envelope.header(keys[i], rows[i]) + rows[i].tobytes())
-        ]
         try:
-            evicted, self._entries = self._call(
-                "EVAL", _STORE, 1, self._lru, self._expiry_s, self._prefix, self.capacity_blocks,
-                *entries,
-            )  # fmt: skip
+            evicted, self._entries = self._store([(keys[i], rows[i]) for i in missing])
         except TierFault as fault:
             self._forget(keys)
             # A server that answers can still be read.
@@ -192,6 +184,25 @@ class RedisServer:
             raise
         self._stats.count_evicted(evicted)
         return len(missing)
+
+    def _store(self, blocks: list[tuple[bytes, Row]]) -> list[int]:
+        pipeline = self._client.pipeline(transaction=True)
+        keys = [key for key, _ in blocks]
+        pipeline.eval(
+            _ADMIT, 1, self._lru, self._expiry_s, self._prefix, self.capacity_blocks, *keys
+        )
+        for key, row in blocks:
+            content = b"".join((self._envelope.header(key, row), row.data))
+            pipeline.set(self._prefix + key, content, ex=self._expiry_s)
+        try:
+            admitted, *stored = pipeline.execute(raise_on_error=False)
+        except Exception as exc:
+            raise self._fault(exc) from None
+        faults = [each for each in (admitted, *stored) if isinstance(each, Exception)]
+        if faults:  # the others have been done all the same, and are in no order of use
+            self._call("DEL", *(self._prefix + key for key in keys))
+            raise self._fault(faults[0])
+        return admitted  # type: ignore[no-any-return]
 
     def remove(self, keys: Keys) -> None:
         self._forget(keys)
@@ -235,8 +246,8 @@ class RedisServer:
         return TierFault(_kind(exc), self._shown(exc))
 
     def _shown(self, exc: Exception) -> str:
-        """The client's words, without the password should they have it."""
-        text = " ".join(str(exc).split()) or type(exc).__name__
+        """The client's words, without the command and without the password should they have it."""
+        text = " ".join(str(exc).split()).rpartition("caused error: ")[2] or type(exc).__name__
         client = getattr(self, "_client", None)
         password = client and client.connection_pool.connection_kwargs.get("password")
         return text.replace(password, "…") if password else text
