@@ -62,7 +62,7 @@ def test_another_type_format_or_block_is_another_name(
         {"max_num_seqs": 3},
         {"kv_cache_bytes": "1MiB"},
         {"kv_cache_dtype": "float32"},  # as auto
-        {"block_bytes": 2 * 16 * 2 * 16 * 4},  # 16 tokens
+        {"block_size": "auto", "block_bytes": 2 * 16 * 2 * 16 * 4},  # 16 tokens
     ],
     ids=str,
 )

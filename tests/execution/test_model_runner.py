@@ -166,7 +166,7 @@ def test_blocks_that_held_what_is_not_a_number_can_be_used_again(poisoned_folder
 
 
 def test_fp8_is_refused_where_the_device_has_none(toy_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="kv_cache_dtype = 'fp8': the cpu .* use 'int8'"):
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype = 'fp8': the cpu .* use 'int8'"):
         runner(toy_folder, kv_cache_dtype="fp8")
 
 
@@ -186,7 +186,7 @@ def test_what_is_not_finite_shows_through_a_quantized_cache(poisoned_folder: Pat
 
 def test_the_log_tells_the_blocks_size(toy_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        loaded = runner(toy_folder, block_bytes="16KiB", max_num_seqs=1)
+        loaded = runner(toy_folder, block_size="auto", block_bytes="16KiB", max_num_seqs=1)
     assert loaded.block_size == loaded.kv_cache.block_size == 64
     assert loaded.kv_cache.block_bytes == 2 * 16384
     assert "64 tokens, 32768 bytes, in 2 layers of float32 with 16384 bytes" in caplog.text
