@@ -48,6 +48,7 @@ class Case:
     max_tokens: int
     least_distinct: int  # tokens in the most varied output
     compare: Callable[[Recorder, Recorder], None]
+    kv_cache_dtype: str = "auto"
 
     @property
     def params(self) -> SamplingParams:
@@ -59,7 +60,8 @@ class Case:
 
     def engine(self, **settings: Any) -> Engine:
         settings = {"max_model_len": self.longest, "num_blocks": 400, **settings}
-        return make_engine(self.folder, dtype=self.dtype, **settings)
+        formats = {"dtype": self.dtype, "kv_cache_dtype": self.kv_cache_dtype}
+        return make_engine(self.folder, **formats, **settings)
 
     def run_alone(self, params: SamplingParams | list[SamplingParams]) -> list[Recorder]:
         """Each prompt by itself, its prefill in one step."""

@@ -145,6 +145,45 @@ def test_dtype_is_one_of_four(value: object) -> None:
     assert_refused(f"dtype = {value!r}", "'bfloat16'", dtype=value)
 
 
+@pytest.mark.parametrize("value", ["int4", "float8", "", 8, None])
+def test_kv_cache_dtype_is_one_of_six(value: object) -> None:
+    assert_refused(f"kv_cache_dtype = {value!r}", "'int8'", kv_cache_dtype=value)
+    assert make_config(model="m", kv_cache_dtype="fp8").kv_cache_dtype == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [([], ()), ("", ()), ([0, 6], (0, 6)), ("0,6", (0, 6)), (" 3 ", (3,)), ((1,), (1,))],
+    ids=shown,
+)
+def test_layers_to_skip_are_a_list(value: object, expected: tuple[int, ...]) -> None:
+    config = make_config(model="m", kv_cache_dtype="int8", kv_cache_skip_layers=value)
+    assert config.kv_cache_skip_layers == expected
+
+
+@pytest.mark.parametrize("value", [[-1], "0,-1", [True], [1.5], "a", "1;2", 3, None], ids=shown)
+def test_layers_to_skip_are_whole_numbers(value: object) -> None:
+    assert_refused(
+        "kv_cache_skip_layers = ", "should be", kv_cache_dtype="int8", kv_cache_skip_layers=value
+    )
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "float32", "bfloat16", "float16"])
+def test_only_quantized_formats_skip_layers(kv_cache_dtype: str) -> None:
+    assert_refused(
+        "kv_cache_skip_layers = [2]", f"{kv_cache_dtype!r}", kv_cache_dtype=kv_cache_dtype,
+        kv_cache_skip_layers=[2],
+    )  # fmt: skip
+
+
+def test_a_block_is_sized_in_tokens_or_in_bytes() -> None:
+    assert make_config(model="m", block_bytes="16KiB").block_bytes == 16384
+    assert make_config(model="m", block_bytes="auto", block_size="auto").block_size is None
+    assert_refused("block_size = 16 and block_bytes = 16384", block_size=16, block_bytes=16384)
+    for value in (0, -1, "", "many", True, 1.5):
+        assert_refused("block_bytes = ", block_bytes=value)
+
+
 @pytest.mark.parametrize("name", ["block_sise", "Block_Size", "", "slo.ttft_s"])
 def test_unknown_settings_are_refused(name: str) -> None:
     assert_refused("unknown setting", "block_size", **{name: 1})

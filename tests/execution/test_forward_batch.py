@@ -1,5 +1,6 @@
 """ForwardBatch.from_plan by examples computed by hand."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,6 +44,23 @@ def test_from_plan_of_decodes_and_prefills() -> None:
     tensors = [value for name in ForwardBatch.__slots__ if name != "num_decodes"
                for value in [getattr(batch, name)]]  # fmt: skip
     assert all(isinstance(t, Tensor) and t.dtype == torch.int64 for t in tensors)
+
+
+def test_blocks_that_were_given_back_are_not_in_the_tables() -> None:
+    """A sequence whose window has left its first blocks has −1 for them."""
+    plan = StepPlan(
+        decodes=[scheduled([10] * 11, 10, 1, [-1, -1, 2])],
+        prefills=[scheduled([20] * 9, 6, 3, [-1, 5, 3])],
+    )
+    batch = ForwardBatch.from_plan(plan, 4, CPU)
+    assert batch.block_tables.tolist() == [[0, 0, 2], [0, 5, 3]]
+    assert batch.slot_mapping.tolist() == [2 * 4 + 2, 5 * 4 + 2, 5 * 4 + 3, 3 * 4]
+
+
+def test_a_token_without_a_block_is_a_fault() -> None:
+    plan = StepPlan([], [scheduled([20] * 9, 3, 3, [-1, 5, 3])])
+    with pytest.raises(AssertionError, match="given back"):
+        ForwardBatch.from_plan(plan, 4, CPU)
 
 
 def test_from_plan_samples_after_the_last_chunk() -> None:

@@ -20,7 +20,7 @@ from factories import (
 from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.errors import ConfigError
-from octavo.execution.model_runner import ModelRunner
+from octavo.execution.model_runner import ModelRunner, supports_fp8
 from octavo.scheduling.sequence import FinishReason
 
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 4 * 4  # keys and values, layers, heads, dim, float32, tokens
@@ -163,3 +163,30 @@ def test_blocks_that_held_what_is_not_a_number_can_be_used_again(poisoned_folder
     results = generate_checked(engine, healthy_prompts(), params)
     assert [r.token_ids for r in results] == [r.token_ids for r in expected]
     assert engine.stats.generation_tokens == 16 * len(results)
+
+
+def test_fp8_is_refused_where_the_device_has_none(toy_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype = 'fp8': the cpu .* use 'int8'"):
+        runner(toy_folder, kv_cache_dtype="fp8")
+
+
+def test_supports_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not supports_fp8(torch.device("cpu"))
+    for capability, expected in (((8, 6), False), ((8, 9), True), ((9, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert supports_fp8(torch.device("cuda")) == expected
+
+
+def test_what_is_not_finite_shows_through_a_quantized_cache(poisoned_folder: Path) -> None:
+    engine = make_engine(poisoned_folder, num_blocks=50, max_model_len=80, kv_cache_dtype="int8")
+    bad, good = generate_checked(engine, [[POISON] * 9, healthy_prompts()[0]], greedy(4))
+    assert_ended_by_its_logits(bad)
+    assert good.finishes == [FinishReason.LENGTH]
+
+
+def test_the_log_tells_the_blocks_size(toy_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        loaded = runner(toy_folder, block_size="auto", block_bytes="16KiB", max_num_seqs=1)
+    assert loaded.block_size == loaded.kv_cache.block_size == 64
+    assert loaded.kv_cache.block_bytes == 2 * 16384
+    assert "64 tokens, 32768 bytes, in 2 layers of float32 with 16384 bytes" in caplog.text

@@ -1,6 +1,7 @@
 """Quantized and cast caches: what is stored, how far off it is, and attention that reads it."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -179,3 +180,30 @@ def test_attention_reads_what_is_stored(
     got = kernels.paged_attention(key_cache=caches[0], value_cache=caches[1], **arguments)
     assert got.dtype == compute and got.isfinite().all()
     assert torch.equal(got, expected)
+
+
+@QUANTIZED
+def test_it_does_not_matter_where_a_prompt_is_cut(dtype: torch.dtype) -> None:
+    """The same bytes are stored, and attention of a chunk reads them as attention of the whole
+    does, though the chunk's own keys and values are at hand unquantized."""
+    length, cuts = 23, [0, 3, 4, 11, 23]
+    keys, values = random(length, 2, 8), random(length, 2, 8, seed=1)
+    query, table = random(length, 4, 8, seed=2), torch.randperm(6)[None]
+    slots = table[0, torch.arange(length) // 4] * 4 + torch.arange(length) % 4
+    results, stores = [], []
+    for parts in ([0, length], cuts):
+        caches, scales = make_caches(dtype, 6, 4)
+        out = []
+        for begin, end in pairwise(parts):
+            part = slice(begin, end)
+            kernels.store_kv(keys[part], values[part], *caches, slots[part], *scales)
+            out.append(
+                kernels.paged_attention(
+                    query[part], *caches, table, torch.tensor([0, end - begin]),
+                    torch.tensor([end]), 0, 0.3, key_scales=scales[0], value_scales=scales[1],
+                )
+            )  # fmt: skip
+        results.append(torch.cat(out))
+        stores.append([part.float() for part in (*caches, *scales)])
+    assert all(torch.equal(mine, other) for mine, other in zip(*stores, strict=True))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6)
