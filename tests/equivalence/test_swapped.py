@@ -90,7 +90,8 @@ def test_any_link_and_any_choice_equal_alone(exact_case: Case, rate: str, preemp
 def test_a_tier_too_small_costs_time_only(exact_case: Case) -> None:
     case = exact_case
     block_bytes = case.engine().runner.kv_cache.block_bytes
-    engine = swapping(case, pool_blocks(case, 0.2), {"host_bytes": 3 * (block_bytes + 1024)})
+    tiers = {"host_bytes": 3 * (block_bytes + 1024), "store_queue_bytes": 2 * block_bytes}
+    engine = swapping(case, pool_blocks(case, 0.2), tiers)
     case.assert_as_alone(generate_checked(engine, case.prompts, case.params))
     counters = engine.scheduler.counters
     assert counters.preemptions["swap"] > 0 and counters.recomputed_tokens.total() > 0
@@ -157,14 +158,14 @@ def test_a_disk_that_fills_up_costs_time_only(
         case, pool_blocks(case, 0.25), {"disk_path": str(tmp_path), "disk_bytes": 2**28}
     )
     calls = itertools.count()
-    real = os.replace
+    real = os.writev
 
-    def full(source: Any, target: Any) -> None:
+    def full(*args: Any) -> int:
         if next(calls) >= 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(source, target)
+        return real(*args)
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "writev", full)
     case.assert_as_alone(generate_checked(engine, case.prompts, case.params))
     assert next(calls) > 5 and engine.scheduler.counters.preemptions["swap"] > 0
     monkeypatch.undo()

@@ -49,7 +49,7 @@ def _collect_pool(engine: Engine) -> Iterator[Sample]:
         ("octavo_kv_block_bytes", kv_cache.block_bytes),
         (
             "octavo_kv_block_layer_bytes",
-            max(map(kv_cache.layout.layer_bytes, range(len(kv_cache.layers)))),
+            max(map(layout.layer_bytes, range(len(layout.formats)))),
         ),
         ("octavo_kv_cache_usage_ratio", used / max(total, 1)),
         ("octavo_kv_fragmentation_ratio", gauges.fragmentation_ratio),
