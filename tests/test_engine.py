@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,8 +94,7 @@ def test_end_of_sequence_ends_a_request_unless_ignored(toy_folder: Path) -> None
     engine = make_engine(toy_folder, num_blocks=100)
     prompt = random_prompts([9])[0]
     token, index = stop_tokens(engine, prompt)
-    config = engine.runner.model_config
-    object.__setattr__(config, "eos_token_ids", (token, 3))
+    engine._limits = replace(engine._limits, eos_token_ids=(token, 3))
     params = {"temperature": 0, "max_tokens": 24}
     stopped, ignored, later = (
         generate_checked(engine, [prompt], parse({**params, **more}))[0]

@@ -156,16 +156,19 @@ def test_gauges_follow_each_step(toy_folder: Path) -> None:
         toy_folder, num_blocks=50, max_model_len=100, max_num_seqs=2, max_num_batched_tokens=16
     )
     assert engine.gauges == EngineGauges(total_blocks=50)
-    for _ in range(3):
-        submit(engine, [5] * 10, greedy(3))
+    for token in (5, 6, 7):
+        submit(engine, [token] * 10, greedy(3))
     step_checked(engine)
     # 10 and 6 tokens are computed; both have the 3 blocks of their whole prompt.
-    assert engine.gauges == EngineGauges(2, 1, 6, 0, 50, 8 / 24)
+    waited_s = engine.gauges.longest_wait_s
+    assert waited_s > 0
+    assert engine.gauges == EngineGauges(2, 1, 6, 0, 50, waited_s, 8 / 24)
     step_checked(engine)
-    assert engine.gauges == EngineGauges(2, 1, 6, 0, 50, 3 / 24)
+    assert engine.gauges.longest_wait_s > waited_s
+    waited_s = engine.gauges.longest_wait_s
+    assert engine.gauges == EngineGauges(2, 1, 6, 0, 50, waited_s, 3 / 24)
     run_to_end(engine)
-    # The three are equal: of each the 3 full blocks, found by those that come after.
-    assert engine.gauges == EngineGauges(cached_blocks=3, total_blocks=50)
+    assert engine.gauges == EngineGauges(cached_blocks=9, total_blocks=50)
 
 
 def test_gauges_are_zero_after_a_cancel(toy_folder: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_tier_too_small_costs_time_only(exact_case: Case) -> None:
     case = exact_case
     block_bytes = case.engine().runner.kv_cache.block_bytes
     tiers = {"host_bytes": 3 * (block_bytes + 1024), "store_queue_bytes": 2 * block_bytes}
-    engine = swapping(case, pool_blocks(case, 0.2), tiers)
+    engine = swapping(case, pool_blocks(case, 0.2), tiers, enable_prefix_caching=False)
     case.assert_as_alone(generate_checked(engine, case.prompts, case.params))
     counters = engine.scheduler.counters
     assert counters.preemptions["swap"] > 0 and counters.recomputed_tokens.total() > 0

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_metrics_histograms_are_consistent(serve: Serve, scripted_folder: Path) 
         served.ask("A", stream=True, sampling={**GREEDY, "max_tokens": max_tokens})
     served.finalize()
     bounds = [*(f"{bound:g}" for bound in LATENCY_BUCKETS_S), "+Inf"]
-    for name in HISTOGRAMS:
+    for name in (name for name in HISTOGRAMS if "kv_block" not in name):
         counts = [value(f"{name}_bucket", le=bound) for bound in bounds]
         assert counts == sorted(counts) and counts[-1] == value(f"{name}_count") > 0
         each = [counts[0], *(after - before for before, after in pairwise(counts))]
@@ -175,6 +176,9 @@ def test_metrics_of_all_names_and_labels_are_there_from_the_start(
     histograms = {f"{name}_{part}" for name in HISTOGRAMS for part in ("bucket", "sum", "count")}
     # These begin with the first request that has ended.
     later = {metric.name for metric in METRICS if {"finish_reason", "tenant"} & {*metric.labels}}
+    later |= {
+        name for name in map(attrgetter("name"), METRICS) if re.search("_kv_(tier|swap)", name)
+    }
     assert set(created) == {*(metric.name for metric in METRICS), *histograms} - {
         *HISTOGRAMS, *later,
     }  # fmt: skip
@@ -214,7 +218,12 @@ def test_metrics_count_requests_that_meet_the_slo(
 def test_metrics_count_preemptions(serve: Serve, random_folder: Path) -> None:
     # 12 blocks of 4 tokens; 2 layers of 2 heads of 16 values, keys and values, float32.
     block_bytes = 4 * 2 * 2 * 2 * 16 * 4
-    served = serve(random_folder, kv_cache_bytes=12 * block_bytes, max_num_seqs=4)
+    served = serve(
+        random_folder,
+        kv_cache_bytes=12 * block_bytes,
+        max_num_seqs=4,
+        enable_prefix_caching=False,
+    )
     asked = [request("la" * 4, sampling={**GREEDY, "max_tokens": 24}) for _ in range(4)]
     served.execute(*asked)
     for each in asked:
@@ -226,10 +235,40 @@ def test_metrics_count_preemptions(serve: Serve, random_folder: Path) -> None:
     assert value("octavo_preemptions_total", kind="swap") == 0
     recomputed = value("octavo_recomputed_tokens_total", cause="preemption")
     assert recomputed == counters.recomputed_tokens["preemption"] > preempted
+    assert value("octavo_kv_block_lifetime_seconds_count") > 0
+    assert value("octavo_min_cacheable_prefix_tokens") == 0
     assert value("octavo_generation_tokens_total") == 4 * 24
     assert value("octavo_prompt_tokens_total") == sum(
         len(served.tokenizer.encode("la" * 4)) for _ in asked
     )
+
+
+def test_metrics_count_what_is_swapped(serve: Serve, random_folder: Path) -> None:
+    block_bytes = 4 * 2 * 2 * 2 * 16 * 4
+    served = serve(
+        random_folder, kv_cache_bytes=12 * block_bytes, max_num_seqs=4, preemption="swap",
+        **{"kv_tiers.host_bytes": 2**20},
+    )  # fmt: skip
+    prompts = ["la" * 4, "lo" * 4, "li" * 4, "al" * 4]
+    asked = [request(text, sampling={**GREEDY, "max_tokens": 24}) for text in prompts]
+    served.execute(*asked)
+    assert all(each.wait().error is None for each in asked)
+    wait_until(lambda: served.engine.gauges.num_running == 0)
+    served.flush_metrics()
+    counters = served.engine.scheduler.counters
+    assert value("octavo_preemptions_total", kind="swap") == counters.preemptions["swap"] > 0
+    for direction, blocks in (("out", counters.saved_blocks), ("in", counters.loaded_blocks)):
+        swapped = value("octavo_kv_swapped_bytes_total", tier="host", direction=direction)
+        assert swapped >= blocks * block_bytes > 0
+        assert value("octavo_kv_tier_bytes_per_second", tier="host", direction=direction) > 0
+    assert value("octavo_kv_tier_lookups_total", tier="host", outcome="hit") > 0
+    assert value("octavo_kv_tier_up", tier="host") == 1
+    assert 0 < value("octavo_kv_tier_used_bytes", tier="host") <= 2**20
+    assert value("octavo_kv_tier_capacity_bytes", tier="host") <= 2**20
+    assert value("octavo_kv_block_size_tokens") == 4
+    assert value("octavo_kv_block_bytes") == block_bytes
+    assert value("octavo_kv_block_layer_bytes") == block_bytes / 2
+    assert value("octavo_min_cacheable_prefix_tokens") == 4
 
 
 def test_metrics_outlive_a_failed_flush(serve: Serve, scripted_folder: Path) -> None:
