@@ -90,7 +90,7 @@ def test_any_link_and_any_choice_equal_alone(exact_case: Case, rate: str, preemp
 def test_a_tier_too_small_costs_time_only(exact_case: Case) -> None:
     case = exact_case
     block_bytes = case.engine().runner.kv_cache.block_bytes
-    tiers = {"host_bytes": 3 * (block_bytes + 1024), "store_queue_bytes": 2 * block_bytes}
+    tiers = {"host_bytes": block_bytes + 1024, "store_queue_bytes": block_bytes}
     engine = swapping(case, pool_blocks(case, 0.2), tiers, enable_prefix_caching=False)
     case.assert_as_alone(generate_checked(engine, case.prompts, case.params))
     counters = engine.scheduler.counters
