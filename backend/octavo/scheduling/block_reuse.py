@@ -138,7 +138,7 @@ class BlockReuse:
             run = 0 if block is None else run + 1
             num_tokens += len(content.token_ids)
             needed = self.first_needed(num_tokens)
-            if run >= len(blocks) - needed:
+            if run >= max(len(blocks) - needed, 1):
                 first, longest = needed, len(blocks)
             elif self._window is None:
                 break
