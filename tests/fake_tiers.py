@@ -47,6 +47,10 @@ class FakeTiers:
     stored: dict[BlockKey, Row] = field(default_factory=dict)
     under_way: list[FakeFetch] = field(default_factory=list)
 
+    @property
+    def outlive_engine(self) -> bool:
+        return self.is_shared
+
     def held(self, keys: List[BlockKey]) -> int:
         missing = [index for index, key in enumerate(keys) if key not in self.stored]
         return min(missing, default=len(keys))

@@ -144,8 +144,8 @@ def test_a_shared_tier_is_asked_for_what_others_may_have_stored() -> None:
     assert scheduler.counters.recomputed_tokens.total() == 0, "a miss is no loss"
     plan = step(scheduler)
     keys = [content.key for content in first.contents_of(16, 4)]
-    assert [key for _, key in plan.block_shares] == keys, "and is given the prompt's blocks"
-    assert [block for block, _ in plan.block_shares] == first.block_table[:4]
+    assert [key for _, key in plan.block_writes] == keys, "and is given the prompt's blocks"
+    assert [block for block, _ in plan.block_writes] == first.block_table[:4]
 
 
 def test_evicted_prompts_that_come_again_are_counted() -> None:

@@ -38,7 +38,7 @@ class FakeRunner:
     sampled: int = 0
 
     def run(self, plan: StepPlan) -> list[int]:
-        for block, key in (*plan.block_saves, *plan.block_shares):
+        for block, key in (*plan.block_saves, *plan.block_writes):
             assert self.tiers is not None
             self.tiers.stored[key] = {
                 offset: self.slots[block * self.block_size + offset]

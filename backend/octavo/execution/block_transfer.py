@@ -22,7 +22,7 @@ class BlockTransfer:
     def run(self, plan: StepPlan) -> None:
         """In this order, since what is saved may be written over by what is copied or loaded."""
         self._store(plan.block_saves, written_through=False)
-        self._store(plan.block_shares, written_through=True)
+        self._store(plan.block_writes, written_through=True)
         self._kv_cache.copy_blocks(plan.block_copies)
         if plan.block_loads:
             blocks, rows = zip(*plan.block_loads, strict=True)

@@ -66,7 +66,9 @@ class Scheduler:
         self._preemption = Preemption(
             preemption, self.allocator, block_size, self.costs, has_tiers=tiers is not None
         )
-        self._shared_soon: list[tuple[int, bytes]] = []  # for tiers that replicas share
+        self._written_through: list[
+            tuple[int, bytes]
+        ] = []  # prompts' blocks, for tiers that outlive the engine
         self._private_salt = secrets.token_hex(16)
 
     @property
@@ -236,8 +238,8 @@ class Scheduler:
             if tiers.held([key]) == 0 and self._preemption.saving_pays:
                 plan.block_saves.append((block, key))
         self.counters.saved_blocks += len(plan.block_saves)
-        plan.block_shares.extend(self._shared_soon)
-        self._shared_soon.clear()
+        plan.block_writes.extend(self._written_through)
+        self._written_through.clear()
 
     def _salt(self, sequence: Sequence) -> str:
         """Shared within a tenant. Who does not use the cache has a salt of its own, so that only
@@ -263,8 +265,8 @@ class Scheduler:
             self.allocator.register(block, content)
             self._reuse.computed(content)
             is_prompt = (index + 1) * self.block_size <= sequence.num_prompt_tokens
-            if is_prompt and self._tiers is not None and self._tiers.is_shared:
-                self._shared_soon.append((block, content.key))
+            if is_prompt and self._tiers is not None and self._tiers.outlive_engine:
+                self._written_through.append((block, content.key))
 
     def _give_back(self, sequence: Sequence) -> None:
         """Blocks that no later token attends to."""

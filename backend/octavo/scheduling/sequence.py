@@ -174,7 +174,7 @@ class StepPlan:
     """What one step computes: decodes first, then chunks of prompts. Before that, in this order:
 
     block_saves: blocks whose content goes to the tiers by its key, since they are evicted
-    block_shares: blocks whose content goes to the tiers that replicas share, too
+    block_writes: blocks of prompts, whose content goes to the tiers that outlive the engine
     block_copies: (from, to), blocks that were shared by sequences and are now written to
     block_loads: (to, what a tier held)
     """
@@ -183,7 +183,7 @@ class StepPlan:
     prefills: list[ScheduledSequence]
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     block_saves: list[tuple[int, BlockKey]] = field(default_factory=list)
-    block_shares: list[tuple[int, BlockKey]] = field(default_factory=list)
+    block_writes: list[tuple[int, BlockKey]] = field(default_factory=list)
     block_loads: "list[tuple[int, Row]]" = field(default_factory=list)
 
     def __iter__(self) -> Iterator[ScheduledSequence]:

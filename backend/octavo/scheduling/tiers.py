@@ -25,7 +25,7 @@ class Fetch(Protocol):
 class Tiers(Protocol):
     """Blocks by key, outside of the pool. No call waits for a slow medium."""
 
-    is_shared: bool  # some tier is shared with other replicas
+    outlive_engine: bool  # others, or the next start, find what is in some tier
 
     def held(self, keys: List[BlockKey], /) -> int:
         """The longest beginning of `keys` that is known to be held."""

@@ -35,6 +35,7 @@ def _fault(exc: OSError, *, writes_only: bool = False, num_stored: int = 0) -> T
 
 class DiskFolder:
     name = "disk"
+    outlives_engine = True
     is_shared = False
 
     def __init__(

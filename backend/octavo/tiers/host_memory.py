@@ -13,6 +13,7 @@ class HostMemory:
     """Copies of rows with their checksums; the one used least recently goes first."""
 
     name = "host"
+    outlives_engine = False
     is_shared = False
 
     def __init__(self, capacity_bytes: int, block_bytes: int, stats: TierStats) -> None:

@@ -92,6 +92,7 @@ def _kind(exc: Exception) -> FaultKind:
 
 class RedisServer:
     name = "redis"
+    outlives_engine = True
     is_shared = True
 
     def __init__(

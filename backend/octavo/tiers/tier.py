@@ -29,6 +29,7 @@ class Tier(Protocol):
     """
 
     name: str
+    outlives_engine: bool  # what is in it can be found by others, or after a restart
     is_shared: bool  # others write to it too, so it can hold more than is known here
     capacity_blocks: int
 

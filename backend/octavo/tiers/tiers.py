@@ -49,8 +49,7 @@ class Tiers:
         self.block_bytes = block_bytes
         self.names = tuple(level.name for level in levels)
         self.stats: dict[str, TierStats] = {level.name: level.stats for level in levels}
-        # Others write to a tier too, and read what is written to it.
-        self.is_shared = any(level.tier.is_shared for level in levels)
+        self.outlive_engine = any(level.tier.outlives_engine for level in levels)
         self._levels = levels
         self._on_arrival = on_arrival
         self._is_closing = False  # nothing more is stored
@@ -80,23 +79,27 @@ class Tiers:
         self, keys: list[bytes], rows: NDArray[np.uint8], *, written_through: bool = False
     ) -> None:
         """Takes over `rows`, [n, block_bytes], and returns at once. They go to the first tier that
-        takes them; what that evicts moves down. `written_through`: to shared tiers only."""
+        takes them; what that evicts moves down. `written_through`: to each that outlives the
+        engine, so that others and the next start find them, and to no other."""
         assert rows.dtype == np.uint8 and rows.shape == (len(keys), self.block_bytes), rows.shape
         assert rows.flags.c_contiguous and all(len(key) == KEY_BYTES for key in keys)
         if not keys or self._is_closing:
             return
         # The first block of a sequence comes last, as the one used last.
         backward = keys[::-1], list(rows[::-1])
+        if written_through:
+            for level in self._levels:
+                if level.tier.outlives_engine and (cause := level.put(*backward)):
+                    level.stats.count_skipped(cause, len(keys))
+            return
         refused: list[tuple[Level, SkipCause]] = []
         for level in self._levels:
-            if level.tier.is_shared or not written_through:
-                cause = level.put(*backward)
-                if cause is None:
-                    return
-                refused.append((level, cause))
-        if refused:
-            level, cause = refused[0]
-            level.stats.count_skipped(cause, len(keys))
+            cause = level.put(*backward)
+            if cause is None:
+                return
+            refused.append((level, cause))
+        level, cause = refused[0]
+        level.stats.count_skipped(cause, len(keys))
 
     def discard(self, keys: Keys) -> None:
         """Removes what is here of `keys`, in a while. What others hold of it goes too."""
