@@ -183,7 +183,7 @@ class Scheduling(RuleBasedStateMachine):
         if self.tiers is None:
             return
         if self.fate.random() < 0.1:
-            lost = [key for key in sorted(self.tiers.stored) if self.fate.random() < 0.3]
+            lost = [key for key in list(self.tiers.stored) if self.fate.random() < 0.3]
             self.tiers.discard(lost)
             self.seen["lost"] += len(lost)
         if self.fate.random() < 0.4:
