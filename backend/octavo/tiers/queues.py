@@ -104,6 +104,7 @@ class StoreQueue:
             if batch:
                 self._work(batch)
                 self._finish(batch)
+                batch.clear()  # while this thread waits, it keeps no rows in memory
 
     def _finish(self, batch: Batch) -> None:
         with self._changed:
@@ -168,6 +169,7 @@ class FetchQueue:
                 reading.read()
             except Exception:  # of whoever was told; the thread must go on
                 log.exception("a fetch of KV blocks failed")
+            del reading
             with self._changed:
                 self._waiting.popleft()
                 self._changed.notify_all()

@@ -168,7 +168,9 @@ class RedisServer:
         return rows
 
     def touch(self, keys: Keys) -> None:
-        self._missing(keys)
+        missing = self._missing(keys)
+        self._know(keys)
+        self._forget([keys[i] for i in missing])
 
     def write(self, keys: Keys, rows: list[Row], move_down: MoveDown) -> int:
         """Sends what no engine has stored yet."""
