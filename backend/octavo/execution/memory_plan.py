@@ -74,7 +74,7 @@ def _block_size(config: EngineConfig, model: ModelConfig, compute_dtype: str, lo
     if config.block_bytes is None:
         size = config.block_size or _AUTO_BLOCK_SIZE
         if size < least:
-            log.warning("block_size = %d: attention is slower below %d tokens", size, least)
+            log.warning("block_size = %d: kernels are made for %d tokens or more", size, least)
         return size
     own = KV_FORMATS[compute_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype]
 

@@ -35,7 +35,8 @@ __all__ = [
     "store_kv",
 ]
 
-# Tokens of a block below which the operators that read KV memory lose speed.
+# Tokens of a block. Matrix units multiply tiles of 16 rows (tensor cores, AMX): a kernel that reads
+# smaller blocks fills its tiles in part or from several places. `reference_kv` has no such least.
 MIN_BLOCK_SIZE = 16
 
 
