@@ -74,7 +74,7 @@ def make_variants(args: argparse.Namespace, pool: Pool) -> dict[str, Settings]:
         for name, rate in LINKS_BYTES_PER_S.items():
             tiers = {"host_bytes": pool.demand_bytes, "host_link_bytes_per_s": rate}
             variants[f"{kind}, {name}"] = {"preemption": kind, "kv_tiers": tiers}
-    return {name: own for name, own in variants.items() if name.startswith(tuple(args.kinds))}
+    return {name: own for name, own in variants.items() if name.startswith(tuple(args.variants))}
 
 
 def make_configs(args: argparse.Namespace) -> dict[str, EngineConfig]:
@@ -227,7 +227,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", dest="output", type=int, default=256, help="output tokens")
     parser.add_argument("--pool", type=float, default=0.25, help="share of the demand")
     parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument(
+        "--variants", nargs="+", default=list(KINDS), metavar="NAME",
+        help='names of variants, or how they begin: "fits 16" swap (default: all)',
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
