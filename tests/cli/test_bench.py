@@ -65,6 +65,8 @@ def test_ctrl_c_shows_what_was_measured(folder: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         command(folder, "--rounds=10000", f"--json={file}"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # Tests that run in the background of a shell have it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:

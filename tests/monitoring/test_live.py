@@ -58,7 +58,7 @@ def test_load_shows_what_it_should(watched: Prometheus) -> None:
         'octavo_requests_total{finish_reason="cancelled"}',
         "octavo_invalid_requests_total",
         "octavo_preemptions_total",
-        "octavo_recomputed_tokens_total",
+        "octavo_kv_swapped_bytes_total",
         "octavo_good_tokens_total",
         'nv_inference_request_failure{reason="REJECTED"}',
         "max_over_time(nv_inference_pending_request_count[5m])",
