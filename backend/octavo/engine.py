@@ -230,7 +230,8 @@ class Engine:
         self._count_admitted(plan)
         self._transfer.run(plan)
         if len(plan) == 0:
-            self._wait_for_blocks()
+            if self.scheduler.has_work:
+                self._wait_for_blocks()
             return True
         sampled = self.runner.run(plan)
         outputs = self.scheduler.update(plan, sampled.token_ids)

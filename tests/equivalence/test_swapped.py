@@ -3,13 +3,14 @@
 import errno
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from equivalences import POOLS, Case, pool_blocks
-from factories import generate_checked
+from factories import generate_checked, greedy
 from octavo.engine import Engine
 
 HOST = {"host_bytes": 2**28}
@@ -34,8 +35,10 @@ def test_swapped_equals_alone(case: Case, num_blocks: float) -> None:
     prompts = [prompt for prompt in case.prompts for _ in range(2)]
     engine = swapping(case, int(num_blocks), HOST)
     results = generate_checked(engine, prompts, case.params)
-    counters = engine.scheduler.counters
-    assert counters.preemptions["swap"] > 0 == counters.preemptions["recompute"]
+    if num_blocks < 100:
+        assert_swapped(engine)
+    # In the largest pool what a victim has left may still be there when it comes back.
+    assert engine.scheduler.counters.preemptions["swap"] > 0
     for got, expected in zip(results, [a for a in case.alone for _ in range(2)], strict=True):
         case.compare(got, expected)
     assert all(len(result.token_ids) == case.max_tokens for result in results)
@@ -117,6 +120,22 @@ def test_a_disk_tier_keeps_prompts_for_the_next_start(exact_case: Case, tmp_path
     other.stop()
 
 
+def test_a_killed_engine_leaves_a_warm_disk(exact_case: Case, tmp_path: Path) -> None:
+    """What it had computed is written although nothing came after it, and nobody stopped it."""
+    prompt = exact_case.prompts[0]
+    tiers = {"disk_path": str(tmp_path / "own"), "disk_bytes": 2**28}
+    engine = exact_case.engine(kv_tiers=tiers)
+    generate_checked(engine, [prompt], greedy(1))
+    assert engine.tiers is not None and engine.tiers.flush(30)
+    shutil.copytree(tmp_path / "own", tmp_path / "left", ignore=shutil.ignore_patterns("lock"))
+    next_one = exact_case.engine(kv_tiers={**tiers, "disk_path": str(tmp_path / "left")})
+    generate_checked(next_one, [prompt], greedy(1))
+    hits = next_one.scheduler.counters.prefix_hit_tokens
+    assert hits["disk"] == (len(prompt) - 1) // 4 * 4 > 0
+    engine.stop()
+    next_one.stop()
+
+
 @pytest.mark.parametrize("fault", ["damaged", "cut", "gone", "folder gone"])
 def test_a_disk_that_loses_blocks_costs_time_only(
     exact_case: Case, tmp_path: Path, fault: str
@@ -144,7 +163,8 @@ def test_a_disk_that_loses_blocks_costs_time_only(
         for folder in {path.parent for path in files}:
             folder.rmdir()
     case.assert_as_alone(generate_checked(engine, case.prompts, case.params))
-    assert engine.scheduler.counters.prefix_hit_tokens["disk"] == 0
+    counters = engine.scheduler.counters
+    assert counters.prefix_hit_tokens["disk"] == 0 < counters.recomputed_tokens["tier_loss"]
     engine.stop()
 
 

@@ -15,6 +15,7 @@ from factories import (
     submit,
     write_family,
 )
+from octavo.scheduling.sequence import Sequence
 
 PARAMS = greedy(40, logprobs=5)
 
@@ -43,14 +44,25 @@ def alone(folder: Path, prompts: list[list[int]]) -> list[Recorder]:
 @pytest.mark.parametrize("budget", [8, 256])
 @pytest.mark.parametrize("num_blocks", [26, 200])
 def test_given_back_equals_kept(
-    folder: Path, prompts: list[list[int]], alone: list[Recorder], budget: int, num_blocks: int
-) -> None:
+    folder: Path, prompts: list[list[int]], alone: list[Recorder], budget: int, num_blocks: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     engine = make_engine(
         folder, num_blocks=num_blocks, max_num_batched_tokens=budget, max_num_seqs=8,
         max_model_len=104,
     )  # fmt: skip
+    most = 0
+    give_back = engine.scheduler._give_back
+
+    def counting(sequence: Sequence) -> None:
+        nonlocal most
+        give_back(sequence)
+        most = max(most, sequence.num_given_back)
+
+    monkeypatch.setattr(engine.scheduler, "_give_back", counting)
     for got, expected in zip(generate_checked(engine, prompts, PARAMS), alone, strict=True):
         assert_equal(got, expected)
+    assert most == (60 + 39 - 8) // 4, "all but the blocks of the last 8 tokens"
 
 
 def test_a_long_answer_holds_the_blocks_of_a_window(folder: Path) -> None:

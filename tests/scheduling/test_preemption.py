@@ -7,7 +7,7 @@ import pytest
 from factories import make_scheduler, make_sequence
 from fake_tiers import FakeTiers, add, step
 from octavo.scheduling.scheduler import Scheduler
-from octavo.scheduling.sequence import MAX_PASSED_OVER, Sequence, StepPlan
+from octavo.scheduling.sequence import MAX_PASSED_OVER, Sequence, SequenceStatus, StepPlan
 
 FAR_S = 100.0  # for a block; what the tests' scheduler learns is 1 s for a token
 
@@ -97,6 +97,16 @@ def test_kind_is_the_cheaper_one(mode: str, block_s: float, kind: str) -> None:
     assert scheduler.counters.preemptions == {kind: 1}
 
 
+def test_a_transfer_costs_what_it_takes_beyond_the_wait() -> None:
+    tiers = FakeTiers(is_shared=False, at_once=True, block_s=3.0)
+    scheduler = make_scheduler(num_blocks=8, tiers=tiers)
+    scheduler.costs.observe_wait(60.0)
+    add(scheduler, *(make_sequence(index, prompt=9, max_tokens=9) for index in range(2)))
+    run_until_preempted(scheduler)
+    assert scheduler.counters.preemptions == {"swap": 1}
+    assert not scheduler.costs.saving_pays, "for a block that nobody waits for it counts in full"
+
+
 def test_without_tiers_all_is_recomputed() -> None:
     scheduler = make_scheduler(num_blocks=8, preemption="swap")
     add(scheduler, *(make_sequence(index, prompt=9, max_tokens=9) for index in range(2)))
@@ -136,6 +146,28 @@ def test_a_swapped_sequence_goes_on_where_it_was(
         assert recomputed.total() == 0
         assert scheduler.counters.loaded_blocks > 0
         assert "0 tokens are computed again" in line
+
+
+@pytest.mark.parametrize("end", ["while it waits", "after its return"])
+def test_a_private_sequence_leaves_nothing(end: str) -> None:
+    tiers = FakeTiers(is_shared=False, at_once=True, block_s=0.1)
+    scheduler = make_scheduler(num_blocks=9, tiers=tiers, enable_prefix_caching=True)
+    add(scheduler, make_sequence(0, prompt=9, max_tokens=27))
+    step(scheduler)
+    add(scheduler, make_sequence(1, prompt=11, max_tokens=20, cache=False))
+    victim = run_until_preempted(scheduler)
+    assert victim.request_id == 1 and victim.loss is not None
+    keys = set(victim.loss.keys)
+    while not keys & tiers.stored.keys():
+        step(scheduler)
+    if end == "while it waits":
+        scheduler.finish(victim)
+    else:
+        while victim.status is not SequenceStatus.FINISHED:
+            step(scheduler)
+    assert not keys & tiers.stored.keys()
+    assert not any(key in keys for _, key in scheduler.allocator.kept())
+    scheduler.check_integrity()
 
 
 def test_a_preempted_sequence_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:

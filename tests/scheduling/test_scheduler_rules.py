@@ -100,9 +100,10 @@ class Scheduling(RuleBasedStateMachine):
         watermark_ratio=st.sampled_from([0.0, 0.3]),
         enable_prefix_caching=st.booleans(),
         window=st.sampled_from([None, None, 3, 6]),
-        tiers=st.none()
-        | st.builds(FakeTiers, st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0, 100.0])),
-        preemption=st.sampled_from(["auto", "auto", "swap", "recompute"]),
+        tiers=st.builds(FakeTiers, st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0, 100.0]))
+        | st.builds(FakeTiers, st.booleans(), st.just(False), st.just(0.1))
+        | st.none(),
+        preemption=st.sampled_from(["auto", "swap", "swap", "recompute"]),
         seed=st.integers(0, 2**32),
     )
     def start(
@@ -160,7 +161,7 @@ class Scheduling(RuleBasedStateMachine):
             self.scheduler.add(sequence)
         self.scheduler.check_integrity()
 
-    @precondition(lambda self: self.scheduler.has_work)
+    @precondition(lambda self: self.scheduler.waiting or self.scheduler.running)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from([*self.scheduler.waiting, *self.scheduler.running]))
@@ -224,6 +225,10 @@ class Scheduling(RuleBasedStateMachine):
     def check_plan(self, plan: StepPlan) -> None:
         if len(plan) == 0:
             assert not self.scheduler.running, "a step without progress"
+            if not self.scheduler.waiting:
+                assert plan.block_writes, "there was no work"
+                self.seen["written when idle"] += 1
+                return
             first = self.scheduler.waiting[0].awaited
             assert first is not None and not first.fetch.is_done
             assert self.tiers is not None
@@ -280,7 +285,8 @@ class Scheduling(RuleBasedStateMachine):
         everyone = [(s.request_id, s.index) for s in self.everyone]
         assert sorted(self.ended) == everyone, "not one end for each"
         assert self.scheduler.allocator.num_used == 0
-        assert not self.scheduler._reuse._in_flight
+        assert not self.scheduler._reuse._in_flight and not self.scheduler._wanted
+        assert self.scheduler.allocator.take_evicted() == [], "evictions pile up"
         assert all(s.awaited is None for s in self.everyone)
 
 
@@ -289,7 +295,7 @@ def test_scheduler_keeps_its_rules() -> None:
     run_state_machine_as_test(
         Scheduling,
         settings=settings(
-            max_examples=200,
+            max_examples=300,
             stateful_step_count=20,
             deadline=None,
             derandomize=True,
@@ -299,6 +305,7 @@ def test_scheduler_keeps_its_rules() -> None:
     kinds = (
         "preempted", "overtaking", "copied", "evicted", "goes first",
         "saved", "loaded", "lost", "idle", "passed for its prefix", "passed for a tier",
-        "swap", "recompute", "pool", "tier", "preemption", "eviction", "tier_loss",
+        "written when idle", "swap", "recompute", "pool", "tier",
+        "preemption", "eviction", "tier_loss",
     )  # fmt: skip
     assert all(Scheduling.seen[kind] > 0 for kind in kinds), Scheduling.seen

@@ -143,12 +143,22 @@ class BlockAllocator:
             self._forgotten.pop(content.key, None)
 
     def unregister(self, block: int) -> None:
-        """`block`, which is in use, is found no more: it will be written to, or is of use to
-        nobody else."""
+        """`block`, which is in use, is found no more: it will be written to."""
         assert self._references[block] > 0, block
-        content, self._contents[block] = self._contents[block], None
-        if content is not None:
-            del self._by_key[content.key]
+        if (content := self._contents[block]) is not None:
+            self.forget(content)
+
+    def forget(self, content: BlockContent) -> None:
+        """No block is found by `content` any more; one that only that has kept is free."""
+        block = self.find(content)
+        if block is None:
+            return
+        self._contents[block] = None
+        del self._by_key[content.key]
+        if block in self._cached:
+            del self._cached[block]
+            self._free.append(block)
+            self._observe_end(block)
 
     def find(self, content: BlockContent) -> int | None:
         """The block that holds `content`. A block of the same key and other tokens is not it."""
@@ -198,15 +208,15 @@ class BlockAllocator:
         if len(self._forgotten) > self.num_blocks:
             self._forgotten.popitem(last=False)
         self.evictions[cause] += 1
-        self._observe_end(block)
+        self._observe_end(block, is_evicted=True)
         return block
 
-    def _observe_end(self, block: int) -> None:
+    def _observe_end(self, block: int, *, is_evicted: bool = False) -> None:
         taken_at_s = self._taken_at_s.pop(block, None)
         if taken_at_s is None:
             return
         now_s = time.monotonic()
         self.lifetime_s.observe(now_s - taken_at_s)
         freed_at_s = self._freed_at_s.pop(block, None)
-        if freed_at_s is not None:
+        if is_evicted and freed_at_s is not None:
             self.idle_before_eviction_s.observe(now_s - freed_at_s)

@@ -15,6 +15,7 @@ class RestoreCosts:
         self._tiers = tiers
         self._decode_s: float | None = None  # a step without prefill
         self._prefill_s_per_token: float | None = None
+        self._wait_s: float | None = None  # from a preemption until there is room again
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learns from a step that has run. Of a mixed step the prefill's part is what it took
@@ -35,11 +36,16 @@ class RestoreCosts:
             return float("inf") if num_tokens else 0.0
         return num_tokens * self._prefill_s_per_token
 
+    def observe_wait(self, wait_s: float) -> None:
+        """A preempted sequence runs again."""
+        self._wait_s = _average(self._wait_s, wait_s)
+
     def swap_s(self, num_blocks: int) -> float:
-        """To store blocks and to fetch them back. Infinite without a tier."""
+        """To store blocks and to fetch them back, beyond the time that a preempted sequence waits
+        anyway: blocks move while others compute. Infinite without a tier."""
         if self._tiers is None:
             return float("inf")
-        return self._tiers.store_s(num_blocks) + self._tiers.fetch_s(num_blocks)
+        return max(self._transfer_s(num_blocks, self._tiers) - (self._wait_s or 0.0), 0.0)
 
     def restore_s(self, num_tokens: int, num_blocks: int) -> float:
         """By the cheaper way. Infinite if neither has been measured."""
@@ -50,8 +56,19 @@ class RestoreCosts:
         assert self._tiers is not None
         return self._tiers.fetch_s(num_blocks) < self.recompute_s(num_blocks * self._block_size)
 
+    @property
+    def saving_pays(self) -> bool:
+        """Whether a block that nobody waits for is moved sooner than computed, both ways counted
+        in full: it may never be wanted."""
+        if self._tiers is None:
+            return False
+        return self._transfer_s(1, self._tiers) < self.recompute_s(self._block_size)
+
     def swap_pays(self, num_tokens: int, num_blocks: int) -> bool:
         return self.swap_s(num_blocks) < self.recompute_s(num_tokens)
+
+    def _transfer_s(self, num_blocks: int, tiers: Tiers) -> float:
+        return tiers.store_s(num_blocks) + tiers.fetch_s(num_blocks)
 
 
 def _average(old: float | None, new: float) -> float:

@@ -35,8 +35,8 @@ class Preemption:
 
     @property
     def saving_pays(self) -> bool:
-        """Whether to save an evicted block, by the same figures."""
-        return self._mode == "swap" or self._costs.swap_pays(self._block_size, 1)
+        """Whether to save an evicted block that nobody waits for."""
+        return self._costs.saving_pays
 
     def victim(self, running: List[Sequence]) -> Sequence:
         """Of the lowest priority the one whose work is restored soonest, the last of equals. The
@@ -50,9 +50,15 @@ class Preemption:
 
     def prepare(self, victim: Sequence, cause: str) -> Loss:
         """Says how the victim comes back, and gives its blocks the keys for it."""
-        kind = self._kind(victim)
-        last_block = self._register_all(victim) if kind == "swap" else None
-        return Loss(kind, victim.num_computed_tokens, cause, last_block)
+        num_tokens = victim.num_computed_tokens
+        if self._kind(victim) == "recompute":
+            return Loss("recompute", num_tokens, cause)
+        contents = victim.contents_of(num_tokens, self._block_size)
+        for block, content in zip(victim.block_table, contents, strict=False):
+            self._allocator.register(block, content)
+        last_block = self._register_last(victim, contents)
+        swapped = [*contents, last_block] if last_block is not None else contents
+        return Loss("swap", num_tokens, cause, tuple(c.key for c in swapped), last_block)
 
     def _kind(self, victim: Sequence) -> PreemptionKind:
         # What lies before given-back blocks cannot be looked up in a tier.
@@ -74,19 +80,15 @@ class Preemption:
         num_kept = (len(table) - num_blocks) * self._block_size
         return max(sequence.num_computed_tokens - num_kept, 0), num_blocks
 
-    def _register_all(self, victim: Sequence) -> BlockContent | None:
-        """Returns the content of the last block, if it is not full and the sequence decodes; one
-        in prefill loses that part."""
-        computed, size = victim.num_computed_tokens, self._block_size
-        contents = victim.contents_of(computed, size)
-        for block, content in zip(victim.block_table, contents, strict=False):
-            self._allocator.register(block, content)
-        rest = tuple(victim.token_ids[len(contents) * size : computed])
+    def _register_last(self, victim: Sequence, contents: list[BlockContent]) -> BlockContent | None:
+        """The content of the last block, if it is not full and the sequence decodes; one in
+        prefill loses that part."""
+        num_full = len(contents)
+        rest = tuple(victim.token_ids[num_full * self._block_size : victim.num_computed_tokens])
         if not rest or not victim.is_decoding:
             return None
-        parent = contents[-1].key if contents else victim.root
-        last = BlockContent(chain_key(parent, rest), rest)
-        block = victim.block_table[len(contents)]
+        last = BlockContent(chain_key(contents[-1].key if contents else victim.root, rest), rest)
+        block = victim.block_table[num_full]
         if not self._allocator.is_shared(block):
             self._allocator.register(block, last)
         return last

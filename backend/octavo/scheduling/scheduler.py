@@ -6,7 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from octavo.scheduling.block_allocator import NO_BLOCK, BlockAllocator, root_key
+from octavo.scheduling.block_allocator import (
+    NO_BLOCK,
+    BlockAllocator,
+    BlockContent,
+    BlockKey,
+    root_key,
+)
 from octavo.scheduling.block_reuse import BlockReuse, Reuse
 from octavo.scheduling.costs import RestoreCosts
 from octavo.scheduling.counters import SchedulerCounters, report_preemption
@@ -66,14 +72,15 @@ class Scheduler:
         self._preemption = Preemption(
             preemption, self.allocator, block_size, self.costs, has_tiers=tiers is not None
         )
-        self._written_through: list[
-            tuple[int, bytes]
-        ] = []  # prompts' blocks, for tiers that outlive the engine
+        # What swapped sequences wait for, and how many of them.
+        self._wanted: Counter[BlockKey] = Counter()
+        # Prompts' blocks that go to the tiers that outlive the engine, with the next plan.
+        self._written_through: list[tuple[int, BlockKey]] = []
         self._private_salt = secrets.token_hex(16)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self._written_through)
 
     def add(self, sequence: Sequence) -> None:
         sequence.root = root_key(self._namespace, self._salt(sequence))
@@ -86,18 +93,17 @@ class Scheduler:
         queue.remove(sequence)
         if sequence.loss is not None:
             report_preemption(sequence, "it ended before it came back")
-        if not self._uses_prefix_cache(sequence):
-            for block in sequence.block_table[sequence.num_given_back :]:
-                if not self.allocator.is_shared(block):
-                    self.allocator.unregister(block)  # nobody else could find it
+            self._end_loss(sequence)
+        if sequence.num_preemptions and not self._uses_prefix_cache(sequence):
+            self._forget(sequence.contents)
         self._release(sequence)
         for ended in (sequence, *sequence.forks):
             ended.status = SequenceStatus.FINISHED
         sequence.forks = []
 
     def schedule(self) -> StepPlan:
-        """The next step. It computes nothing only if there is no work, or if all that could run
-        waits for blocks from a tier."""
+        """The next step. It computes nothing only if nothing waits or runs, or if all that could
+        run waits for blocks from a tier."""
         plan = StepPlan([], [])
         self._schedule_decodes(plan)
         budget = self.max_num_batched_tokens - len(plan.decodes)
@@ -114,7 +120,7 @@ class Scheduler:
         if self._tiers is not None:
             for sequence in self.waiting[:_PREFETCHED]:
                 self._reuse.prefetch(sequence, shares=self._uses_prefix_cache(sequence))
-            self._schedule_saves(plan, self._tiers)
+        self._schedule_saves(plan)
         return plan
 
     def update(
@@ -143,6 +149,8 @@ class Scheduler:
         """Asserts the invariants; cheap enough for every step of a test."""
         self.allocator.check_integrity()
         self._reuse.check_integrity()
+        losses = [sequence.loss for sequence in self.waiting if sequence.loss is not None]
+        assert self._wanted == Counter(key for loss in losses for key in loss.keys)
         held = [block for s in self.running for block in s.block_table[s.num_given_back :]]
         assert len(set(held)) == self.allocator.num_used
         for sequence in self.running:
@@ -230,12 +238,35 @@ class Scheduler:
         if self._uses_prefix_cache(sequence):
             self._reuse.begin(sequence, reuse)
         self._reuse.forget(sequence)
+        if sequence.loss is not None:
+            self.costs.observe_wait(time.monotonic() - sequence.waiting_since_s)
+            self._end_loss(sequence)
+
+    def _end_loss(self, sequence: Sequence) -> None:
+        assert sequence.loss is not None
+        self._wanted.subtract(sequence.loss.keys)
+        for key in sequence.loss.keys:
+            if self._wanted[key] == 0:
+                del self._wanted[key]
+        if sequence.loss.last_block is not None:
+            self._forget([sequence.loss.last_block])  # it is written to, or never asked for again
         sequence.loss = None
 
-    def _schedule_saves(self, plan: StepPlan, tiers: Tiers) -> None:
-        """Evicted contents go to a tier, unless it is cheaper to compute them again."""
+    def _forget(self, contents: list[BlockContent]) -> None:
+        """Nobody will look for these, but for those that a swapped sequence waits for."""
+        useless = [content for content in contents if content.key not in self._wanted]
+        for content in useless:
+            self.allocator.forget(content)
+        if self._tiers is not None:
+            self._tiers.discard([content.key for content in useless])
+
+    def _schedule_saves(self, plan: StepPlan) -> None:
+        """Evicted contents go to a tier: those that a swapped sequence waits for, and of others
+        those that it would cost more to compute again."""
         for block, key in self.allocator.take_evicted():
-            if tiers.held([key]) == 0 and self._preemption.saving_pays:
+            if self._tiers is None or self._tiers.held([key]):
+                continue
+            if key in self._wanted or self._preemption.saving_pays:
                 plan.block_saves.append((block, key))
         self.counters.saved_blocks += len(plan.block_saves)
         plan.block_writes.extend(self._written_through)
@@ -313,6 +344,7 @@ class Scheduler:
         """Back to the waiting ones."""
         victim.loss = self._preemption.prepare(victim, cause)
         self.counters.preemptions[victim.loss.kind] += 1
+        self._wanted.update(victim.loss.keys)
         self.running.remove(victim)
         self._release(victim)
         victim.status = SequenceStatus.WAITING

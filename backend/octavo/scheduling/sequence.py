@@ -138,6 +138,7 @@ class Loss:
     kind: "PreemptionKind"
     num_tokens: int  # that were computed
     cause: str
+    keys: tuple[BlockKey, ...] = ()  # of what is to be swapped
     # Swapped while it decoded: its last block, which was not full.
     last_block: BlockContent | None = None
 
