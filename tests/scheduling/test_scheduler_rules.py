@@ -285,7 +285,7 @@ class Scheduling(RuleBasedStateMachine):
         everyone = [(s.request_id, s.index) for s in self.everyone]
         assert sorted(self.ended) == everyone, "not one end for each"
         assert self.scheduler.allocator.num_used == 0
-        assert not self.scheduler._reuse._in_flight and not self.scheduler._wanted
+        assert not self.scheduler._reuse._in_flight and not self.scheduler._saving._wanted
         assert self.scheduler.allocator.take_evicted() == [], "evictions pile up"
         assert all(s.awaited is None for s in self.everyone)
 

@@ -33,11 +33,6 @@ class Preemption:
         self._block_size = block_size
         self._costs = costs
 
-    @property
-    def saving_pays(self) -> bool:
-        """Whether to save an evicted block that nobody waits for."""
-        return self._costs.saving_pays
-
     def victim(self, running: List[Sequence]) -> Sequence:
         """Of the lowest priority the one whose work is restored soonest, the last of equals. The
         first in order goes on, whatever it costs, so that there is progress; so do those that

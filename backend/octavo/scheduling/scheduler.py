@@ -6,14 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from octavo.scheduling.block_allocator import (
-    NO_BLOCK,
-    BlockAllocator,
-    BlockContent,
-    BlockKey,
-    root_key,
-)
+from octavo.scheduling.block_allocator import NO_BLOCK, BlockAllocator, root_key
 from octavo.scheduling.block_reuse import BlockReuse, Reuse
+from octavo.scheduling.block_saving import BlockSaving
 from octavo.scheduling.costs import RestoreCosts
 from octavo.scheduling.counters import SchedulerCounters, report_preemption
 from octavo.scheduling.preemption import Preemption, PreemptionMode
@@ -72,15 +67,12 @@ class Scheduler:
         self._preemption = Preemption(
             preemption, self.allocator, block_size, self.costs, has_tiers=tiers is not None
         )
-        # What swapped sequences wait for, and how many of them.
-        self._wanted: Counter[BlockKey] = Counter()
-        # Prompts' blocks that go to the tiers that outlive the engine, with the next plan.
-        self._written_through: list[tuple[int, BlockKey]] = []
+        self._saving = BlockSaving(self.allocator, self.costs, tiers)
         self._private_salt = secrets.token_hex(16)
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running or self._written_through)
+        return bool(self.waiting or self.running or self._saving.is_pending)
 
     def add(self, sequence: Sequence) -> None:
         sequence.root = root_key(self._namespace, self._salt(sequence))
@@ -93,9 +85,10 @@ class Scheduler:
         queue.remove(sequence)
         if sequence.loss is not None:
             report_preemption(sequence, "it ended before it came back")
-            self._end_loss(sequence)
+            self._saving.end_loss(sequence.loss)
+            sequence.loss = None
         if sequence.num_preemptions and not self._uses_prefix_cache(sequence):
-            self._forget(sequence.contents)
+            self._saving.forget(sequence.contents)
         self._release(sequence)
         for ended in (sequence, *sequence.forks):
             ended.status = SequenceStatus.FINISHED
@@ -120,7 +113,8 @@ class Scheduler:
         if self._tiers is not None:
             for sequence in self.waiting[:_PREFETCHED]:
                 self._reuse.prefetch(sequence, shares=self._uses_prefix_cache(sequence))
-        self._schedule_saves(plan)
+        self._saving.schedule(plan)
+        self.counters.saved_blocks += len(plan.block_saves)
         return plan
 
     def update(
@@ -149,8 +143,7 @@ class Scheduler:
         """Asserts the invariants; cheap enough for every step of a test."""
         self.allocator.check_integrity()
         self._reuse.check_integrity()
-        losses = [sequence.loss for sequence in self.waiting if sequence.loss is not None]
-        assert self._wanted == Counter(key for loss in losses for key in loss.keys)
+        self._saving.check_integrity(self.waiting)
         held = [block for s in self.running for block in s.block_table[s.num_given_back :]]
         assert len(set(held)) == self.allocator.num_used
         for sequence in self.running:
@@ -240,37 +233,8 @@ class Scheduler:
         self._reuse.forget(sequence)
         if sequence.loss is not None:
             self.costs.observe_wait(time.monotonic() - sequence.waiting_since_s)
-            self._end_loss(sequence)
-
-    def _end_loss(self, sequence: Sequence) -> None:
-        assert sequence.loss is not None
-        self._wanted.subtract(sequence.loss.keys)
-        for key in sequence.loss.keys:
-            if self._wanted[key] == 0:
-                del self._wanted[key]
-        if sequence.loss.last_block is not None:
-            self._forget([sequence.loss.last_block])  # it is written to, or never asked for again
-        sequence.loss = None
-
-    def _forget(self, contents: list[BlockContent]) -> None:
-        """Nobody will look for these, but for those that a swapped sequence waits for."""
-        useless = [content for content in contents if content.key not in self._wanted]
-        for content in useless:
-            self.allocator.forget(content)
-        if self._tiers is not None:
-            self._tiers.discard([content.key for content in useless])
-
-    def _schedule_saves(self, plan: StepPlan) -> None:
-        """Evicted contents go to a tier: those that a swapped sequence waits for, and of others
-        those that it would cost more to compute again."""
-        for block, key in self.allocator.take_evicted():
-            if self._tiers is None or self._tiers.held([key]):
-                continue
-            if key in self._wanted or self._preemption.saving_pays:
-                plan.block_saves.append((block, key))
-        self.counters.saved_blocks += len(plan.block_saves)
-        plan.block_writes.extend(self._written_through)
-        self._written_through.clear()
+            self._saving.end_loss(sequence.loss)
+            sequence.loss = None
 
     def _salt(self, sequence: Sequence) -> str:
         """Shared within a tenant. Who does not use the cache has a salt of its own, so that only
@@ -296,8 +260,7 @@ class Scheduler:
             self.allocator.register(block, content)
             self._reuse.computed(content)
             is_prompt = (index + 1) * self.block_size <= sequence.num_prompt_tokens
-            if is_prompt and self._tiers is not None and self._tiers.outlive_engine:
-                self._written_through.append((block, content.key))
+            self._saving.computed(block, content, is_prompt=is_prompt)
 
     def _give_back(self, sequence: Sequence) -> None:
         """Blocks that no later token attends to."""
@@ -344,7 +307,7 @@ class Scheduler:
         """Back to the waiting ones."""
         victim.loss = self._preemption.prepare(victim, cause)
         self.counters.preemptions[victim.loss.kind] += 1
-        self._wanted.update(victim.loss.keys)
+        self._saving.begin_loss(victim.loss)
         self.running.remove(victim)
         self._release(victim)
         victim.status = SequenceStatus.WAITING
