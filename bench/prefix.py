@@ -112,7 +112,7 @@ def cost(args: argparse.Namespace) -> list[dict[str, Any]]:
             engine, steps = engines[cache], engines[cache].stats.steps
             for meter in meters[cache]:
                 meter.total_s = 0.0
-            evicted = engine.scheduler.allocator.num_evictions
+            evicted = engine.scheduler.allocator.evictions.total()
             began_s, began_cpu_s = time.perf_counter(), time.thread_time()
             load = run_load(engine, prompts, args.output)
             assert load.hit_tokens == 0
@@ -121,7 +121,7 @@ def cost(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "cpu_s": time.thread_time() - began_cpu_s,
                 "wall_s": time.perf_counter() - began_s,
                 "steps": engine.stats.steps - steps,
-                "evictions": engine.scheduler.allocator.num_evictions - evicted,
+                "evictions": engine.scheduler.allocator.evictions.total() - evicted,
             }
         assert measured["on"]["steps"] == measured["off"]["steps"]
         extra_s = measured["on"]["scheduler_cpu_s"] - measured["off"]["scheduler_cpu_s"]

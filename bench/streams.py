@@ -50,8 +50,8 @@ def transformers_side(args: argparse.Namespace) -> Side:
     import transformers
 
     torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).eval()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).eval()  # type: ignore[no-untyped-call]
     model.generation_config.eos_token_id = None
 
     def run(requests: Requests) -> float:
