@@ -41,7 +41,7 @@ loadtest: $(LOADTEST) ## a minute of load on a server of its own (or URL=...), t
 	  $(if $(DURATION),--run-time $(DURATION)) $(if $(TRANSPORT),--transport $(TRANSPORT)) \
 	  $(LOADTEST_ARGS)
 
-test: $(DEV) ## the tests, with the real server in them (a quarter of an hour on two cores)
+test: $(DEV) ## the tests, with the real server in them (about 20 minutes on two cores)
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
 
 check: $(DEV) ## ruff, mypy, import-linter

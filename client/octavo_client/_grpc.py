@@ -88,6 +88,12 @@ class GrpcTransport:
                 yield from _grpc_wire.decode_response(received)
         except grpc.RpcError as exc:
             raise _error_from_rpc(exc, timeout) from exc
+        except RuntimeError as exc:
+            # Condition.wait is not safe from signals: Ctrl-C between its release of the lock and
+            # the next acquisition, within gRPC's wait, is "cannot release un-acquired lock".
+            if isinstance(exc.__context__, KeyboardInterrupt):
+                raise exc.__context__ from None
+            raise
         finally:
             if call is not None:
                 call.cancel()

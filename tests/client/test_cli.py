@@ -191,7 +191,11 @@ class Terminal:
         while not (found := re.search(pattern, self._screen)):
             ready = select.select([self._fd], [], [], max(0.0, give_up - time.monotonic()))[0]
             assert ready, f"{pattern!r} is not in {self._screen!r}"
-            self._screen += os.read(self._fd, 4096).decode()
+            try:
+                self._screen += os.read(self._fd, 4096).decode()
+            except OSError:  # nobody has the other end open any more
+                code = self._process.wait(10)
+                raise AssertionError(f"ended with {code}, and {self._screen!r}") from None
         self._screen = self._screen[found.end() :]
 
     def exit_code(self) -> int:

@@ -154,3 +154,33 @@ def test_malformed_text_is_an_error_of_the_server(
 
     with pytest.raises(ServerError, match="cannot read the server's response"):
         client.generate("Say hello")
+
+
+def test_an_interrupt_within_a_wait_stays_one(
+    server: ScriptedGrpcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C can meet Condition.wait just after it has released its lock; planted here."""
+
+    def script(call: GrpcReceived) -> Iterator[Any]:
+        yield call.reply("a")
+        call.wait_for_end()
+
+    server.script = script
+    waits = grpc._channel._MultiThreadedRendezvous._next  # type: ignore[attr-defined]
+
+    def interrupted(call: Any) -> Any:
+        if seen:
+            with call._state.condition:
+                call._state.condition.release()
+                raise KeyboardInterrupt
+        return waits(call)
+
+    seen: list[str] = []
+    with Client(server.url) as client:
+        client.health()
+        monkeypatch.setattr(grpc._channel._MultiThreadedRendezvous, "_next", interrupted)  # type: ignore[attr-defined]
+        with pytest.raises(KeyboardInterrupt):
+            for chunk in client.stream("Go on"):
+                seen.append(chunk.text)
+    assert seen == ["a"]
+    assert server.last.ended.wait(5), "the server still generates"
