@@ -32,6 +32,27 @@ struct Batch {
     int32_t num_tokens, num_seqs, num_decodes;
 };
 
+// How a matrix is stored, and what its inputs are rounded to: float32 · float32; bfloat16; int8 and
+// int4 with bfloat16 inputs; int8 and int4 with inputs quantized by row to int8.
+enum class Format : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, w8a8 = 4, w4a8 = 5 };
+
+constexpr int PANEL = 32;  // outputs that are stored and computed together
+constexpr int UNIT = 8;    // inputs that are unpacked together
+
+// A weight [outputs, inputs] in panels of 32 outputs, each one stretch of memory: for each unit of
+// 8 inputs what pack.cpp says. Both sizes are padded with zeros.
+struct Matrix {
+    const uint8_t *panels;
+    const void *scales;    // int8, w8a8: float [padded outputs]; int4, w4a8: bf16 [groups, padded outputs]
+    const int32_t *sums;   // w8a8, w4a8: 128 · the sum of a group's weights, [groups, padded outputs]
+    const float *bias;     // [padded outputs], or null
+    Format format;
+    int32_t outputs, inputs;
+    int32_t padded_inputs;  // a multiple of 64
+    int32_t group_size;     // inputs with a scale of their own; 0: all have one
+    int32_t is_gated;       // outputs are gate and up by turns, 16 of each in a panel
+};
+
 struct Attention {
     int32_t num_heads;
     int32_t window;  // tokens that a token attends to, itself included; 0: all

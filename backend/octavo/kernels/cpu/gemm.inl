@@ -1,0 +1,220 @@
+// Products of activations with packed weights: each panel of 32 outputs is read once, by one
+// thread, and meets all rows. A row's sums are always added in the same order, so its result does
+// not depend on how many rows there are.
+
+namespace octavo::OCTAVO_ISA {
+
+#ifdef __AVX512BF16__
+typedef bf16 Activation;  // what inputs are rounded to for weights of 16 bits and fewer
+template <Format>
+struct KernelOf;
+template <> struct KernelOf<Format::f32> { typedef Generic<GenericF32> type; };
+template <> struct KernelOf<Format::bf16> { typedef Avx512Float<Avx512BF16> type; };
+template <> struct KernelOf<Format::int8> { typedef Avx512Float<Avx512Int8> type; };
+template <> struct KernelOf<Format::int4> { typedef Avx512Float<Avx512Int4> type; };
+template <> struct KernelOf<Format::w8a8> { typedef Avx512Integer<Avx512W8A8> type; };
+template <> struct KernelOf<Format::w4a8> { typedef Avx512Integer<Avx512W4A8> type; };
+#else
+typedef float Activation;
+template <Format>
+struct KernelOf;
+template <> struct KernelOf<Format::f32> { typedef Generic<GenericF32> type; };
+template <> struct KernelOf<Format::bf16> { typedef Generic<GenericBF16> type; };
+template <> struct KernelOf<Format::int8> { typedef Generic<GenericInt8> type; };
+template <> struct KernelOf<Format::int4> { typedef Generic<GenericInt4> type; };
+template <> struct KernelOf<Format::w8a8> { typedef Generic<GenericW8A8> type; };
+template <> struct KernelOf<Format::w4a8> { typedef Generic<GenericW4A8> type; };
+#endif
+
+// Rows of activations as a format takes them, padded to Matrix.padded_inputs.
+struct Inputs {
+    const uint8_t *rows;
+    int64_t row_bytes;
+    const float *scales;  // of each row, for the formats that quantize activations
+    int count;
+};
+
+enum class InputKind { f32, activation, int8 };
+
+OCTAVO_INLINE InputKind input_kind(Format format) {
+    if (format == Format::f32) return InputKind::f32;
+    return format == Format::w8a8 || format == Format::w4a8 ? InputKind::int8
+                                                             : InputKind::activation;
+}
+
+OCTAVO_INLINE size_t input_bytes(Format format) {
+    switch (input_kind(format)) {
+        case InputKind::f32: return sizeof(float);
+        case InputKind::activation: return sizeof(Activation);
+        default: return 1;
+    }
+}
+
+// One row to int8 by its largest number; stored + 128, as dot products want it unsigned. Returns
+// the scale. What is not finite makes the scale, and so the whole result, not a number.
+OCTAVO_INLINE float quantize_row(const float *x, int n, int padded, uint8_t *out) {
+    vf peak = {};
+    vi bad = {};
+    for (int i = 0; i < n; i += LANES) {
+        vf v = load(x + i, n - i);
+        peak = max(peak, abs(v));
+        bad |= v - v != vf{};
+    }
+    float scale = largest(peak) / 127.0f;
+    for (int i = 0; i < LANES; i++)
+        if (bad[i]) scale = NAN;
+    const float divisor = scale == 0 ? 1.0f : scale;
+    for (int i = 0; i < n; i += LANES) {
+        // Rounds to the nearest integer, which is then the lowest byte.
+        vf q = load(x + i, n - i) / divisor + 12582912.0f + 128.0f;
+        vu bytes = (vu)q & 255;
+        typedef uint8_t vb16 __attribute__((vector_size(16)));
+        vb16 narrow = __builtin_convertvector(bytes, vb16);
+        memcpy(out + i, &narrow, n - i < LANES ? n - i : LANES);
+    }
+    memset(out + n, 128, padded - n);
+    return scale;
+}
+
+// A row of floats as `format` takes it. For the formats of int8 inputs, *scale is set.
+OCTAVO_INLINE void prepare_row(Format format, const float *x, int n, int padded, uint8_t *out,
+                               float *scale) {
+    switch (input_kind(format)) {
+        case InputKind::f32:
+            memcpy(out, x, n * sizeof(float));
+            memset(out + n * sizeof(float), 0, (padded - n) * sizeof(float));
+            break;
+        case InputKind::activation: {
+            Activation *to = reinterpret_cast<Activation *>(out);
+            for (int i = 0; i < n; i += LANES) store(to + i, load(x + i, n - i), n - i);
+            memset(to + n, 0, (padded - n) * sizeof(Activation));
+            break;
+        }
+        default: *scale = quantize_row(x, n, padded, out);
+    }
+}
+
+// sums[R][32] of rows with one panel, scaled, with the bias.
+template <Format F, int R>
+void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, float (*out)[PANEL]) {
+    typedef typename KernelOf<F>::type Kernel;
+    typedef typename Kernel::Sum Sum;
+    constexpr bool is_integer = F == Format::w8a8 || F == Format::w4a8;
+    constexpr bool is_grouped = F == Format::int4 || F == Format::w4a8;
+    constexpr bool is_scaled = F != Format::f32 && F != Format::bf16;
+    const int units = m.padded_inputs / UNIT;
+    const uint8_t *weights = m.panels + size_t(panel) * units * Kernel::unit_bytes;
+    const int64_t first = int64_t(panel) * PANEL, stride = int64_t(num_panels(m)) * PANEL;
+    const typename Kernel::Input *rows[R];
+    for (int r = 0; r < R; r++)
+        rows[r] = reinterpret_cast<const typename Kernel::Input *>(in.rows +
+                                                                   (row + r) * in.row_bytes);
+    vf totals[R][2] = {};
+    const int step = is_grouped ? m.group_size / UNIT : units;
+    for (int g = 0, u = 0; u < units; g++, u += step) {
+        Sum sums[R][2] = {};
+        Kernel::template dot<R>(weights, rows, u, u + step, sums);
+        for (int h = 0; h < 2; h++) {
+            const int64_t at = g * stride + first + h * LANES;
+            vf scale = {};
+            if constexpr (is_scaled)
+                scale = is_grouped ? load(static_cast<const bf16 *>(m.scales) + at)
+                                   : load(static_cast<const float *>(m.scales) + at);
+            for (int r = 0; r < R; r++) {
+                if constexpr (is_integer)
+                    totals[r][h] += __builtin_convertvector(
+                                        sums[r][h] - load_as<vi>(m.sums + at), vf) * scale;
+                else if constexpr (is_scaled)
+                    totals[r][h] += sums[r][h] * scale;
+                else
+                    totals[r][h] = sums[r][h];
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int h = 0; h < 2; h++) {
+            vf total = totals[r][h];
+            if constexpr (is_integer) total *= in.scales[row + r];
+            if (m.bias) total += load(m.bias + first + h * LANES);
+            store(out[r] + h * LANES, total);
+        }
+}
+
+template <Format F, int R>
+void panel_rows_upto(const Matrix &m, int panel, const Inputs &in, int row, int rows,
+                     float (*out)[PANEL]) {
+    if constexpr (R > 1) {
+        if (rows < R) return panel_rows_upto<F, R - 1>(m, panel, in, row, rows, out);
+    }
+    panel_rows<F, R>(m, panel, in, row, out);
+}
+
+// f(row, panel, sums[32]) for each row and panel.
+template <Format F, class Epilogue>
+void multiply_as(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
+    constexpr int max_rows = KernelOf<F>::type::max_rows;
+    const int blocks = (in.count + max_rows - 1) / max_rows;
+    w.tasks(num_panels(m), [&](int panel) {
+        alignas(64) float sums[max_rows][PANEL];
+        for (int b = 0; b < blocks; b++) {
+            // Blocks of about the same number of rows: a rest of one row costs as much as four.
+            const int begin = int64_t(in.count) * b / blocks;
+            const int rows = int(int64_t(in.count) * (b + 1) / blocks) - begin;
+            panel_rows_upto<F, max_rows>(m, panel, in, begin, rows, sums);
+            for (int r = 0; r < rows; r++) f(begin + r, panel, sums[r]);
+        }
+    });
+}
+
+}  // namespace octavo::OCTAVO_ISA
+
+#ifdef OCTAVO_AMX
+#include "gemm_amx.inl"
+#endif
+
+namespace octavo::OCTAVO_ISA {
+
+template <class Epilogue>
+void multiply(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
+#ifdef OCTAVO_AMX
+    if (in.count >= AMX_LEAST_ROWS && m.format != Format::f32) return amx_multiply(w, m, in, f);
+#endif
+    switch (m.format) {
+        case Format::f32: return multiply_as<Format::f32>(w, m, in, f);
+        case Format::bf16: return multiply_as<Format::bf16>(w, m, in, f);
+        case Format::int8: return multiply_as<Format::int8>(w, m, in, f);
+        case Format::int4: return multiply_as<Format::int4>(w, m, in, f);
+        case Format::w8a8: return multiply_as<Format::w8a8>(w, m, in, f);
+        case Format::w4a8: return multiply_as<Format::w4a8>(w, m, in, f);
+    }
+}
+
+// out [count, outputs] = inputs · weight + bias.
+inline void linear(Worker &w, const Matrix &m, const Inputs &in, float *out, int64_t out_stride) {
+    multiply(w, m, in, [&](int row, int panel, const float *sums) {
+        float *to = out + row * out_stride + int64_t(panel) * PANEL;
+        const int left = m.outputs - panel * PANEL;
+        store(to, load(sums), left);
+        if (left > LANES) store(to + LANES, load(sums + LANES), left - LANES);
+    });
+}
+
+enum class Gate : int32_t { silu = 0, gelu_tanh = 1 };
+
+OCTAVO_INLINE vf gated(Gate kind, vf gate, vf up) {
+    if (kind == Gate::silu) return gate / (1.0f + exp(-gate)) * up;
+    vf inner = (gate + gate * gate * gate * 0.044715f) * 0.7978845608f;
+    return gate * 0.5f * (1.0f + tanh(inner)) * up;
+}
+
+// out [count, outputs / 2] = act(gates) · ups, of a gated weight.
+template <class Out>
+void gated_linear(Worker &w, const Matrix &m, Gate kind, const Inputs &in, Out *out,
+                  int64_t out_stride) {
+    multiply(w, m, in, [&](int row, int panel, const float *sums) {
+        Out *to = out + row * out_stride + int64_t(panel) * LANES;
+        store(to, gated(kind, load(sums), load(sums + LANES)), m.outputs / 2 - panel * LANES);
+    });
+}
+
+}  // namespace octavo::OCTAVO_ISA
