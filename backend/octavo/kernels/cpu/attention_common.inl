@@ -1,0 +1,183 @@
+// What decodes and prefills share: where a sequence's keys are, what becomes of scores, scratch.
+// R in shapes: the query heads of one key-value head.
+#pragma once
+
+#include <cfloat>
+#include <type_traits>
+
+#include "types.h"
+#include "vec.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace octavo::OCTAVO_ISA::paged {
+
+// A decode's context is taken in parts of this many tokens, counted from 0, whatever the batch and
+// the number of threads: the order in which its numbers are added up is the sequence's own.
+constexpr int CHUNK = 256;
+
+constexpr float LOG2E = 1.44269504f;
+constexpr float NEG_INF = -INFINITY;
+
+constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+#if defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = true;
+#else
+constexpr bool HAS_PAIRS = false;
+#endif
+
+// Two bf16 that one instruction multiplies with two others and adds to one float.
+struct Pair {
+    uint32_t bits;
+};
+
+// Where the tokens of one key-value head are, at most CHUNK. `keys` is filled up to a multiple of
+// LANES with the last one, which can be read and has to be masked.
+struct Rows {
+    const uint8_t *keys[CHUNK];
+    float key_scales[CHUNK], value_scales[CHUNK];  // int8 only
+    int64_t to_values;                             // bytes from a key to its value
+    int count;
+
+    template <class T>
+    const T *key(int i) const {
+        return reinterpret_cast<const T *>(keys[i]);
+    }
+    template <class T>
+    const T *value(int i) const {
+        return reinterpret_cast<const T *>(keys[i] + to_values);
+    }
+};
+
+// The rows of positions [begin, end), of which only blocks that hold one of them are looked up.
+template <class T>
+void find_rows(const KVLayer &kv, const int64_t *table, int group, int64_t begin, int64_t end,
+               Rows &rows) {
+    const int64_t stride = int64_t(kv.num_kv_heads) * kv.head_dim * sizeof(T);
+    rows.to_values = kv.values - kv.keys;
+    rows.count = int(end - begin);
+    int n = 0;
+    for (int64_t position = begin; position < end;) {
+        int64_t offset = position % kv.block_size;
+        int64_t left = kv.block_size - offset < end - position ? kv.block_size - offset : end - position;
+        const uint8_t *block = kv.storage + table[position / kv.block_size] * kv.block_bytes;
+        const uint8_t *key = block + kv.keys + offset * stride + int64_t(group) * kv.head_dim * sizeof(T);
+        for (int64_t i = 0; i < left; i++) rows.keys[n + i] = key + i * stride;
+        if constexpr (std::is_same_v<T, int8_t>) {
+            int64_t first = (offset * kv.num_kv_heads + group) * sizeof(f16);
+            const uint8_t *key_scale = block + kv.key_scales + first;
+            const uint8_t *value_scale = block + kv.value_scales + first;
+            for (int64_t i = 0, at = 0; i < left; i++, at += kv.num_kv_heads * sizeof(f16)) {
+                rows.key_scales[n + i] = float(load_as<f16>(key_scale + at));
+                rows.value_scales[n + i] = float(load_as<f16>(value_scale + at));
+            }
+        }
+        n += int(left);
+        position += left;
+    }
+    for (; n % LANES != 0; n++) {
+        rows.keys[n] = rows.keys[rows.count - 1];
+        rows.key_scales[n] = rows.value_scales[n] = 0;
+    }
+}
+
+OCTAVO_INLINE void prefetch(const void *p, int bytes) {
+    for (int at = 0; at < bytes; at += 64)
+        __builtin_prefetch(static_cast<const uint8_t *>(p) + at);
+    __builtin_prefetch(static_cast<const uint8_t *>(p) + bytes - 1);
+}
+
+// 2^x of x <= 0, within 3e-7 of it: 2^n · 2^r, r in ±1/2, 2^r by the minimax polynomial of
+// degree 5. 0 below -127; what is not a number stays so.
+OCTAVO_INLINE vf exp2(vf x) {
+#if defined(__AVX512F__)
+    // The second operand is the result where one is not a number.
+    vf clamped = (vf)_mm512_max_ps(_mm512_set1_ps(-200.0f), (__m512)x);
+    vf n = (vf)_mm512_roundscale_ps((__m512)clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    vf clamped = select(x < splat(-127.0f), splat(-127.0f), x);
+    vf n = clamped + 12582912.0f - 12582912.0f;
+#endif
+    vf r = clamped - n;
+    vf p = splat(0.00132764718f);
+    p = p * r + 0.00967554133f;
+    p = p * r + 0.0555071327f;
+    p = p * r + 0.240221197f;
+    p = p * r + 0.693146967f;
+    p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return p * (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+#endif
+}
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v4 __attribute__((vector_size(16)));
+typedef int32_t i4 __attribute__((vector_size(16)));
+
+OCTAVO_INLINE float peak(vf x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    v4 a[4];
+    memcpy(a, &x, sizeof a);
+    v4 b = a[0] > a[1] ? a[0] : a[1], c = a[2] > a[3] ? a[2] : a[3];
+    v4 d = b > c ? b : c;
+    float e = d[0] > d[1] ? d[0] : d[1], f = d[2] > d[3] ? d[2] : d[3];
+    return e > f ? e : f;
+#endif
+}
+
+OCTAVO_INLINE vf first_lanes(int n, vf yes, vf no) {
+#if defined(__AVX512F__)
+    __mmask16 mask = n >= LANES ? 0xffff : n <= 0 ? 0 : (1u << n) - 1;
+    return (vf)_mm512_mask_blend_ps(mask, (__m512)no, (__m512)yes);
+#else
+    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return select(lane < n - vi{}, yes, no);
+#endif
+}
+
+// From a product of query and key to the exponent of 2.
+struct Scaling {
+    float scale, inner, outer;
+
+    explicit Scaling(const Attention &a)
+        : scale(a.scale * LOG2E),
+          inner(a.softcap > 0 ? a.scale / a.softcap : 0),
+          outer(a.softcap * LOG2E) {}
+
+    OCTAVO_INLINE vf operator()(vf score) const {
+        return inner == 0 ? score * scale : tanh(score * inner) * outer;
+    }
+};
+
+// Takes memory piece by piece; counts only, where it begins at 0.
+struct Bump {
+    uintptr_t at;
+
+    template <class T>
+    T *take(int64_t n) {
+        uintptr_t begin = round_up(at, 64);
+        at = begin + n * sizeof(T);
+        return reinterpret_cast<T *>(begin);
+    }
+};
+
+// dim numbers of a query, as floats or rounded to pairs, and zeros up to `padded` numbers.
+OCTAVO_INLINE void pack_query(const float *query, int dim, int padded, float *out) {
+    memcpy(out, query, dim * sizeof(float));
+    memset(out + dim, 0, (padded - dim) * sizeof(float));
+}
+
+OCTAVO_INLINE void pack_query(const float *query, int dim, int padded, Pair *out) {
+    auto *numbers = reinterpret_cast<bf16 *>(out);
+    for (int d = 0; d < padded; d += LANES)
+        store(numbers + d, d < dim ? load(query + d, dim - d) : vf{}, padded - d);
+}
+
+}  // namespace octavo::OCTAVO_ISA::paged
