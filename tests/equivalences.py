@@ -1,7 +1,7 @@
 """Runs of the same prompts: alone, and when another run counts as equal to it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Case:
     least_distinct: int  # tokens in the most varied output
     compare: Callable[[Recorder, Recorder], None]
     kv_cache_dtype: str = "auto"
+    weights: Mapping[str, Any] = field(default_factory=dict)  # settings of their format
 
     @property
     def params(self) -> SamplingParams:
@@ -61,7 +62,7 @@ class Case:
     def engine(self, **settings: Any) -> Engine:
         settings = {"max_model_len": self.longest, "num_blocks": 400, **settings}
         formats = {"dtype": self.dtype, "kv_cache_dtype": self.kv_cache_dtype}
-        return make_engine(self.folder, **formats, **settings)
+        return make_engine(self.folder, **formats, **self.weights, **settings)
 
     def run_alone(self, params: SamplingParams | list[SamplingParams]) -> list[Recorder]:
         """Each prompt by itself, its prefill in one step."""

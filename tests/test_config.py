@@ -31,7 +31,8 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults() -> None:
     config = make_config(model="m")
     assert config == EngineConfig(
-        model=Path("m"), dtype="auto", max_model_len=None, max_num_batched_tokens=256,
+        model=Path("m"), dtype="auto", weight_format="auto", weight_group_size=128,
+        lm_head_format="auto", max_model_len=None, max_num_batched_tokens=256,
         max_num_seqs=32, max_num_waiting=4, block_size=None, block_bytes=None,
         kv_cache_dtype="auto", kv_cache_skip_layers=(), kv_cache_bytes=None,
         watermark_ratio=0.01, num_threads=None, sender_threads=1,
@@ -143,6 +144,42 @@ def test_a_step_has_room_for_every_running_sequence() -> None:
 @pytest.mark.parametrize("value", ["int8", "half", "", 16, None])
 def test_dtype_is_one_of_four(value: object) -> None:
     assert_refused(f"dtype = {value!r}", "'bfloat16'", dtype=value)
+
+
+@pytest.mark.parametrize("value", ["bfloat16", "fp8", "", 8, None])
+def test_weight_format_is_one_of_five(value: object) -> None:
+    assert_refused(f"weight_format = {value!r}", "'w4a8'", weight_format=value)
+    assert make_config(model="m", weight_format="w8a8").weight_format == "w8a8"
+
+
+@pytest.mark.parametrize("value", [16, 0, -32, 256, "48", True, None, "auto", 32.5], ids=shown)
+def test_weight_group_size_is_one_of_three(value: object) -> None:
+    assert_refused(
+        f"weight_group_size = {value!r}", "should be", weight_format="int4",
+        weight_group_size=value,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("weight_format", ["int4", "w4a8"])
+@pytest.mark.parametrize(("value", "expected"), [(32, 32), ("64", 64), (128, 128)], ids=shown)
+def test_weight_group_size(weight_format: str, value: object, expected: int) -> None:
+    config = make_config(model="m", weight_format=weight_format, weight_group_size=value)
+    assert config.weight_group_size == expected
+
+
+@pytest.mark.parametrize("weight_format", ["auto", "int8", "w8a8"])
+def test_only_some_formats_have_groups(weight_format: str) -> None:
+    assert_refused(
+        "weight_group_size = 64", f"weight_format = {weight_format!r} has no groups", "'int4'",
+        weight_format=weight_format, weight_group_size=64,
+    )  # fmt: skip
+
+
+def test_lm_head_format() -> None:
+    config = make_config(model="m", weight_format="int4", lm_head_format="bfloat16")
+    assert config.lm_head_format == "bfloat16"
+    assert_refused("lm_head_format = 'int4'", "'bfloat16'", lm_head_format="int4")
+    assert_refused("lm_head_format = 'bfloat16'", "weight_format", lm_head_format="bfloat16")
 
 
 @pytest.mark.parametrize("value", ["int4", "float8", "", 8, None])

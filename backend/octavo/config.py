@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from octavo.errors import ConfigError
+from octavo.quantization.weights import GROUP_SIZES, WEIGHT_FORMATS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +33,7 @@ else:
 ENV_MODEL = "OCTAVO_MODEL"
 ENV_PREFIX = "OCTAVO_ENGINE_"
 
+_DEFAULT_GROUP_SIZE = 128
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
                "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
@@ -70,6 +72,12 @@ def _no_empty(value: object) -> object:
     return value
 
 
+def _group_size(value: int) -> int:
+    if value not in GROUP_SIZES:
+        raise ValueError(f"should be one of {', '.join(map(str, GROUP_SIZES))}")
+    return value
+
+
 def _redis_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(("redis://", "rediss://")):
         raise ValueError("should begin with redis:// or rediss://")
@@ -83,6 +91,9 @@ Size = Annotated[Integer, BeforeValidator(_byte_size), Field(ge=0, lt=2**63)]
 RedisURL = Annotated[SecretStr, AfterValidator(_redis_url)]  # it can hold a password
 Auto = BeforeValidator(_none_if_auto)
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+Weights = Literal["auto", "int8", "int4", "w8a8", "w4a8"]
+GroupSize = Annotated[Integer, AfterValidator(_group_size)]
+LMHeadFormat = Literal["auto", "bfloat16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 
@@ -130,6 +141,12 @@ class EngineConfig:
 
     model: Path
     dtype: DType = "auto"  # auto: the checkpoint's own
+    # How the matrices are stored; auto: as they are computed. The others are rounded at load: int8
+    # and w8a8 with a scale for each row, int4 and w4a8 with one for each `weight_group_size`
+    # weights of a row; w8a8 and w4a8 quantize the inputs too, token by token, to 8 bits.
+    weight_format: Weights = "auto"
+    weight_group_size: GroupSize = _DEFAULT_GROUP_SIZE
+    lm_head_format: LMHeadFormat = "auto"  # under a quantized weight_format; auto: 8 bits
     max_model_len: Annotated[Integer, Field(ge=2)] | Annotated[None, Auto] = None
     # A step computes at most this many tokens: decodes first, then chunks of prompts. It
     # bounds the length of a step, and so how soon a cancelled request gives back its blocks.
@@ -180,6 +197,22 @@ class EngineConfig:
             raise ValueError(
                 f"kv_cache_skip_layers = {list(self.kv_cache_skip_layers)}: with kv_cache_dtype "
                 f"= {self.kv_cache_dtype!r} nothing is quantized; set it to 'int8' or 'fp8'"
+            )
+
+        self._check_weight_settings()
+
+    def _check_weight_settings(self) -> None:
+        is_quantized = self.weight_format != "auto"
+        has_groups = is_quantized and WEIGHT_FORMATS[self.weight_format].group_size is not None
+        if self.weight_group_size != _DEFAULT_GROUP_SIZE and not has_groups:
+            raise ValueError(
+                f"weight_group_size = {self.weight_group_size}: weight_format = "
+                f"{self.weight_format!r} has no groups; set it to 'int4' or 'w4a8'"
+            )
+        if self.lm_head_format != "auto" and not is_quantized:
+            raise ValueError(
+                f"lm_head_format = {self.lm_head_format!r}: with weight_format = 'auto' nothing is "
+                "quantized; set it to 'int8', 'int4', 'w8a8' or 'w4a8'"
             )
 
     @property

@@ -46,6 +46,10 @@ def test_the_same_folder_and_its_copy_agree(toy_folder: Path, tmp_path: Path, ow
         {"kv_cache_dtype": "int8", "kv_cache_skip_layers": [1]},
         {"block_size": 32},
         {"block_size": 4},
+        {"weight_format": "int8"},
+        {"weight_format": "w8a8"},
+        {"weight_format": "int4", "weight_group_size": 32},
+        {"weight_format": "w4a8", "weight_group_size": 32},
     ],
     ids=str,
 )
@@ -53,6 +57,21 @@ def test_another_type_format_or_block_is_another_name(
     toy_folder: Path, own: bytes, settings: dict[str, Any]
 ) -> None:
     assert namespace(toy_folder, **settings) != own
+
+
+def test_of_the_weights_only_the_layers_format_counts(tmp_path: Path) -> None:
+    """Groups of either size fit; the lm_head computes no key and no value."""
+    folder = write_checkpoint(tmp_path / "toy", torch_dtype="bfloat16", intermediate_size=128)
+    names = [
+        namespace(folder, dtype="bfloat16", **settings)
+        for settings in (
+            {"weight_format": "int4", "weight_group_size": 32},
+            {"weight_format": "int4", "weight_group_size": 64},
+            {"weight_format": "w4a8", "weight_group_size": 64},
+            {"weight_format": "int4", "weight_group_size": 32, "lm_head_format": "bfloat16"},
+        )
+    ]
+    assert len(set(names)) == 3 and names[0] == names[3]
 
 
 @pytest.mark.parametrize(

@@ -190,3 +190,34 @@ def test_the_log_tells_the_blocks_size(toy_folder: Path, caplog: pytest.LogCaptu
     assert loaded.block_size == loaded.kv_cache.block_size == 64
     assert loaded.kv_cache.block_bytes == 2 * 16384
     assert "64 tokens, 32768 bytes, in 2 layers of float32 with 16384 bytes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"weight_format": "int8"}, "rounded to int8, 8 bits per weight, lm_head int8"),
+        (
+            {"weight_format": "w4a8", "weight_group_size": 32},
+            "rounded to w4a8 in groups of 32, 4.5 bits per weight, lm_head w8a8",
+        ),
+    ],
+    ids=["int8", "w4a8"],
+)
+def test_quality_that_nobody_has_measured_is_said_loudly(
+    toy_folder: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, object], said: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert runner(toy_folder).weight_quality is None
+        assert "ungated" not in caplog.text
+        assert runner(toy_folder, **settings).weight_quality == "ungated"
+    (warning,) = [r.getMessage() for r in caplog.records if "ungated" in r.getMessage()]
+    assert said in warning and warning.endswith("ungated: its quality has not been measured")
+    assert f"{settings['weight_format']}" in caplog.text
+
+
+def test_a_lm_head_of_16_bits_is_one_of_the_computation(toy_folder: Path) -> None:
+    settings = {"weight_format": "int8", "lm_head_format": "bfloat16"}
+    with pytest.raises(ConfigError, match=r"lm_head_format = 'bfloat16': .* computes in float32"):
+        runner(toy_folder, **settings)
+    loaded = runner(toy_folder, dtype="bfloat16", **settings)
+    assert loaded.model.lm_head.num_bytes == 2 * 512 * 64

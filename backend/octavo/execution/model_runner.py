@@ -4,6 +4,7 @@ import logging
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,6 +18,7 @@ from octavo.execution.sampler import SampledTokens, sample_plan
 from octavo.models.decoder import Decoder
 from octavo.models.model_config import read_model_config
 from octavo.models.weights import checkpoint_digest
+from octavo.quantization.weights import matrix_format, weight_format
 from octavo.scheduling.sequence import StepPlan
 
 log = logging.getLogger(__name__)
@@ -41,12 +43,29 @@ class ModelRunner:
         self.dtype: torch.dtype = getattr(torch, name)
         plan = plan_memory(config, self.model_config, name)
         self.max_model_len = plan.max_model_len
-        self.model = Decoder(self.model_config, self.folder, self.dtype, self.max_model_len)
+        if config.lm_head_format not in ("auto", name):
+            raise ConfigError(
+                f"lm_head_format = {config.lm_head_format!r}: the model computes in {name}; set "
+                f"dtype = {config.lm_head_format!r}, or lm_head_format = 'auto' (8 bits)"
+            )
+        self.weight_format = weight_format(config.weight_format, config.weight_group_size, name)
+        self.model = Decoder(
+            self.model_config, self.folder, self.dtype, self.max_model_len,
+            self.weight_format, config.lm_head_format,
+        )  # fmt: skip
         self.kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, self.device)
         log.info(
             "loaded %s: %s weights %.1f MB, %d threads; context %d tokens",
-            self.folder, name, self.model.num_bytes / 1e6, self.num_threads, self.max_model_len,
+            self.folder, self.weight_format, self.model.num_bytes / 1e6, self.num_threads,
+            self.max_model_len,
         )  # fmt: skip
+        if self.weight_quality == "ungated":
+            head = matrix_format(self.weight_format, "lm_head", config.lm_head_format)
+            log.warning(
+                "weights rounded to %s, %.4g bits per weight, lm_head %s. ungated: its quality has "
+                "not been measured",
+                self.weight_format, self.weight_format.bits_per_weight, head,
+            )  # fmt: skip
         log.info(
             "KV memory %.1f MB = %d blocks of %s",
             self.kv_cache.num_bytes / 1e6, plan.num_blocks, plan.layout,
@@ -57,6 +76,11 @@ class ModelRunner:
         """Tokens of a block."""
         return self.kv_cache.block_size
 
+    @property
+    def weight_quality(self) -> Literal["ungated"] | None:
+        """What is known of a quantized format's quality on this checkpoint; None without one."""
+        return "ungated" if self.weight_format.is_quantized else None
+
     @cached_property
     def kv_namespace(self) -> bytes:
         """16 bytes: what the bytes of a block mean. Reads the whole checkpoint at first use."""
@@ -64,6 +88,7 @@ class ModelRunner:
             checkpoint_digest(self.folder, self.num_threads),
             self.model_config,
             str(self.dtype),
+            self.weight_format,
             self.kv_cache.layout,
             self.max_model_len,
         )

@@ -1,12 +1,13 @@
 """The operators of the decode loop. They know tensors and numbers, never sequences or configs.
 
-Each op is stated in `reference` or `reference_kv` in plain torch: specification, oracle of the
-tests and last-resort fallback. Faster implementations are chosen here, under the same names.
+Each op is stated in `reference`, `reference_kv` or `reference_weights` in plain torch:
+specification, oracle of the tests and last-resort fallback. Faster implementations are chosen
+here, under the same names.
 """
 
 from torch import Tensor
 
-from octavo.kernels import onednn, reference
+from octavo.kernels import onednn, reference, reference_weights
 from octavo.kernels.reference import (
     add_rms_norm,
     apply_rope,
@@ -18,9 +19,12 @@ from octavo.kernels.reference import (
     silu_mul,
 )
 from octavo.kernels.reference_kv import paged_attention, store_kv
+from octavo.kernels.reference_weights import QuantizedWeight, quantize_weight
 
 __all__ = [
     "MIN_BLOCK_SIZE",
+    "PackedWeight",
+    "QuantizedWeight",
     "add_rms_norm",
     "apply_rope",
     "apply_softcap",
@@ -29,6 +33,7 @@ __all__ = [
     "pack_linear",
     "paged_attention",
     "penalize",
+    "quantize_weight",
     "rms_norm",
     "sample",
     "silu_mul",
@@ -40,12 +45,20 @@ __all__ = [
 MIN_BLOCK_SIZE = 16
 
 
-def pack_linear(weight: Tensor) -> Tensor:
+# Opaque to all but `linear`.
+PackedWeight = Tensor | QuantizedWeight
+
+
+def pack_linear(weight: Tensor | QuantizedWeight) -> PackedWeight:
     """weight [out, in] in the layout that `linear` reads fastest here; maybe itself."""
+    if isinstance(weight, QuantizedWeight):
+        return weight
     return onednn.pack(weight) if onednn.can_pack(weight) else weight
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x [T, in], weight [out, in] plain or from `pack_linear`, bias [out] → [T, out]."""
+    if isinstance(weight, QuantizedWeight):
+        return reference_weights.linear_quantized(x, weight, bias)
     chosen = onednn.linear if weight.is_mkldnn else reference.linear
     return chosen(x, weight, bias)

@@ -13,6 +13,7 @@ from octavo.models.architecture import Activation, ModelConfig
 from octavo.models.layers import Linear, load_norm
 from octavo.models.rope import RotaryTable
 from octavo.models.weights import Checkpoint
+from octavo.quantization.weights import WEIGHT_FORMATS, WeightFormat, matrix_format
 
 if TYPE_CHECKING:
     from octavo.execution.forward_batch import ForwardBatch
@@ -29,17 +30,27 @@ class DecoderLayer:
     their output passes one too."""
 
     def __init__(
-        self, config: ModelConfig, checkpoint: Checkpoint, index: int, max_position: int
+        self,
+        config: ModelConfig,
+        checkpoint: Checkpoint,
+        index: int,
+        max_position: int,
+        weights: WeightFormat,
     ) -> None:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, kv_heads = config.num_heads, config.num_kv_heads
         names, prefix = config.tensor_names, f"model.layers.{index}."
+        own = matrix_format(weights, "layer")
+        self.num_bytes = 0  # of all weights as they are stored
 
         def norm(name: str, width: int = hidden) -> Tensor:
-            return load_norm(checkpoint, prefix + name, width, config.norm_offset)
+            loaded = load_norm(checkpoint, prefix + name, width, config.norm_offset)
+            self.num_bytes += loaded.nbytes
+            return loaded
 
         def linear(names: tuple[str, ...], outs: tuple[int, ...], width: int, bias: bool) -> Linear:
-            return Linear.load(checkpoint, tuple(prefix + n for n in names), outs, width, bias)
+            full = tuple(prefix + n for n in names)
+            return Linear.load(checkpoint, full, outs, width, bias, own)
 
         q_size, kv_size = heads * dim, kv_heads * dim
         self.input_norm = norm("input_layernorm")
@@ -55,6 +66,9 @@ class DecoderLayer:
         self.activate = _GATED[config.activation]
         self.down = linear(("mlp.down_proj",), (hidden,), inner, config.mlp_bias)
         self.down_norm = norm(names.down_norm) if names.down_norm else None
+        self.num_bytes += sum(
+            each.num_bytes for each in (self.qkv, self.output, self.gate_up, self.down)
+        )
         self._index = index
         self._config = config
         window = config.sliding_windows[index]
@@ -112,30 +126,52 @@ class DecoderLayer:
 
 
 class Decoder:
-    """A decoder-only network of `config`, with the weights of a checkpoint folder."""
+    """A decoder-only network of `config`, with the weights of a checkpoint folder.
+
+    num_bytes: of all weights as they are stored; an embedding that is the lm_head too counts once,
+        though its packed form is a copy
+    step_weight_bytes: of those that a decode step reads, which are all but the embedding's; of
+        that it reads a row for each token
+    """
 
     def __init__(
-        self, config: ModelConfig, folder: Path, dtype: torch.dtype, max_position: int
+        self,
+        config: ModelConfig,
+        folder: Path,
+        dtype: torch.dtype,
+        max_position: int,
+        weights: WeightFormat | None = None,
+        lm_head_format: str = "auto",
     ) -> None:
-        """Raises ConfigError if a tensor is missing, unknown or of the wrong shape."""
+        """`weights` are stored as computed if there is no format. Raises ConfigError if a tensor
+        is missing, unknown, of the wrong shape, or not to be held in its format."""
         self.config = config
+        weights = weights or WEIGHT_FORMATS[str(dtype).removeprefix("torch.")]
+        head_format = matrix_format(weights, "lm_head", lm_head_format)
         with Checkpoint(folder, dtype) as checkpoint:
             vocabulary, hidden = config.vocab_size, config.hidden_size
-            self.embedding = checkpoint.take("model.embed_tokens.weight", vocabulary, hidden)
+            embedding_name, head_name = "model.embed_tokens.weight", "lm_head.weight"
+            self.embedding = checkpoint.take(embedding_name, vocabulary, hidden)
             self.layers = [
-                DecoderLayer(config, checkpoint, index, max_position)
+                DecoderLayer(config, checkpoint, index, max_position, weights)
                 for index in range(config.num_layers)
             ]
             self.norm = load_norm(checkpoint, "model.norm", hidden, config.norm_offset)
-            tied = config.tie_embeddings
-            self.lm_head = Linear.of(
-                self.embedding if tied else checkpoint.take("lm_head.weight", vocabulary, hidden)
-            )
+            if tied := config.tie_embeddings:
+                self.lm_head = Linear.of(embedding_name, self.embedding, head_format)
+            else:
+                head = checkpoint.take(head_name, vocabulary, hidden)
+                self.lm_head = Linear.of(head_name, head, head_format)
             checkpoint.check_all_taken(
-                ignored=("rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ()))
+                ignored=("rotary_emb.inv_freq", *((head_name,) if tied else ()))
             )
-            # A tied embedding counts once, though its packed form is a copy.
-            self.num_bytes = checkpoint.num_taken_bytes
+        self.step_weight_bytes = (
+            sum(layer.num_bytes for layer in self.layers)
+            + self.norm.nbytes
+            + self.lm_head.num_bytes
+        )
+        shared = tied and not head_format.is_quantized
+        self.num_bytes = self.step_weight_bytes + (0 if shared else self.embedding.nbytes)
         ropes = list(dict.fromkeys(config.layer_ropes))
         self._rotary = [RotaryTable(rope, max_position) for rope in ropes]
         self._rotary_of = [ropes.index(rope) for rope in config.layer_ropes]

@@ -6,23 +6,30 @@ import torch
 from torch import Tensor
 
 from octavo import kernels
+from octavo.errors import ConfigError
+from octavo.kernels import QuantizedWeight
 from octavo.models.weights import Checkpoint
+from octavo.quantization.weights import WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weight [out, in] as kernels.pack_linear gives it, bias [out] or None."""
+    """weight [out, in] as kernels.pack_linear gives it, bias [out] or None. num_bytes: of both, as
+    the weight's format packs it."""
 
-    weight: Tensor
-    bias: Tensor | None = None
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "Linear":
-        """From a plain weight [out, in]."""
-        return cls(kernels.pack_linear(weight), bias)
+    weight: kernels.PackedWeight
+    bias: Tensor | None
+    num_bytes: int
 
     def __call__(self, x: Tensor) -> Tensor:
         return kernels.linear(x, self.weight, self.bias)
+
+    @classmethod
+    def of(
+        cls, name: str, weight: Tensor, own: WeightFormat, bias: Tensor | None = None
+    ) -> "Linear":
+        """From the tensor `name`, [out, in]. Raises ConfigError if `own` cannot hold it."""
+        return cls._pack(_stored(name, weight, own), own, bias)
 
     @classmethod
     def load(
@@ -32,18 +39,50 @@ class Linear:
         outs: tuple[int, ...],
         width: int,
         bias: bool,
+        own: WeightFormat,
     ) -> "Linear":
         """Matrices that share their input, stacked into one. One name for several `outs`: the
-        checkpoint holds them stacked."""
+        checkpoint holds them stacked. Each is rounded before the next one is read."""
         if len(names) == 1:
             outs = (sum(outs),)
-        weights = [
-            checkpoint.take(f"{n}.weight", out, width) for n, out in zip(names, outs, strict=True)
-        ]
+
+        def take(name: str, out: int) -> Tensor | QuantizedWeight:
+            name = f"{name}.weight"
+            return _stored(name, checkpoint.take(name, out, width), own)
+
+        stacked = _stack([take(n, out) for n, out in zip(names, outs, strict=True)])
         if not bias:
-            return cls.of(torch.cat(weights))
+            return cls._pack(stacked, own)
         biases = [checkpoint.take(f"{n}.bias", out) for n, out in zip(names, outs, strict=True)]
-        return cls.of(torch.cat(weights), torch.cat(biases))
+        return cls._pack(stacked, own, torch.cat(biases))
+
+    @classmethod
+    def _pack(
+        cls, weight: Tensor | QuantizedWeight, own: WeightFormat, bias: Tensor | None = None
+    ) -> "Linear":
+        shape = (weight.stored if isinstance(weight, QuantizedWeight) else weight).shape
+        num_bytes = own.num_bytes(*shape) + (0 if bias is None else bias.nbytes)
+        return cls(kernels.pack_linear(weight), bias, num_bytes)
+
+
+def _stored(name: str, weight: Tensor, own: WeightFormat) -> Tensor | QuantizedWeight:
+    """weight as `own` stores it. Raises ConfigError if that cannot be."""
+    if not own.is_quantized:
+        return weight
+    own.check_fits(name, weight.shape[1])
+    if not weight.isfinite().all():
+        raise ConfigError(
+            f"checkpoint: tensor {name} holds numbers that are not finite; {own.name} has none"
+        )
+    return kernels.quantize_weight(
+        weight, own.weight_bits, own.group_size, own.quantized_activations
+    )
+
+
+def _stack(parts: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
+    plain = [part for part in parts if isinstance(part, Tensor)]
+    quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
+    return QuantizedWeight.stack(quantized) if quantized else torch.cat(plain)
 
 
 def load_norm(checkpoint: Checkpoint, name: str, width: int, offset: float) -> Tensor:

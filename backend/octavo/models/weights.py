@@ -25,7 +25,6 @@ class Checkpoint:
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self.num_taken_bytes = 0
         self._shard_of: dict[str, str] = {}
         self._shards: dict[str, Any] = {}
         for shard, names in _shards(folder).items():
@@ -67,9 +66,7 @@ class Checkpoint:
                 f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit"
             )
         self._left.discard(name)
-        taken = tensor.to(self._dtype, copy=True)
-        self.num_taken_bytes += taken.nbytes
-        return taken
+        return tensor.to(self._dtype, copy=True)
 
     def check_all_taken(self, ignored: tuple[str, ...]) -> None:
         """Raises ConfigError if tensors are left that the decoder has no use for."""
