@@ -210,5 +210,6 @@ def test_one_matrix_at_a_time_is_unquantized(
         return tensor
 
     monkeypatch.setattr(Checkpoint, "take", watched)
-    make_engine(toy_folder, **FORMATS[name])
+    engine = make_engine(toy_folder, **FORMATS[name])
+    assert engine.runner.model.layers and not [ref for ref in taken if ref() is not None]
     assert len(taken) == 7 * TOY_CONFIG["num_hidden_layers"] + 1

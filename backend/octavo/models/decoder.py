@@ -150,20 +150,21 @@ class Decoder:
         head_format = matrix_format(weights, "lm_head", lm_head_format)
         with Checkpoint(folder, dtype) as checkpoint:
             vocabulary, hidden = config.vocab_size, config.hidden_size
-            embedding_name, head_name = "model.embed_tokens.weight", "lm_head.weight"
-            self.embedding = checkpoint.take(embedding_name, vocabulary, hidden)
+            self.embedding = checkpoint.take("model.embed_tokens.weight", vocabulary, hidden)
             self.layers = [
                 DecoderLayer(config, checkpoint, index, max_position, weights)
                 for index in range(config.num_layers)
             ]
             self.norm = load_norm(checkpoint, "model.norm", hidden, config.norm_offset)
-            if tied := config.tie_embeddings:
-                self.lm_head = Linear.of(embedding_name, self.embedding, head_format)
+            tied = config.tie_embeddings
+            if tied:
+                self.lm_head = Linear.of("model.embed_tokens.weight", self.embedding, head_format)
             else:
-                head = checkpoint.take(head_name, vocabulary, hidden)
-                self.lm_head = Linear.of(head_name, head, head_format)
+                self.lm_head = Linear.load(
+                    checkpoint, ("lm_head",), (vocabulary,), hidden, bias=False, own=head_format
+                )
             checkpoint.check_all_taken(
-                ignored=("rotary_emb.inv_freq", *((head_name,) if tied else ()))
+                ignored=("rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ()))
             )
         self.step_weight_bytes = (
             sum(layer.num_bytes for layer in self.layers)

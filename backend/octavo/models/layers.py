@@ -25,11 +25,9 @@ class Linear:
         return kernels.linear(x, self.weight, self.bias)
 
     @classmethod
-    def of(
-        cls, name: str, weight: Tensor, own: WeightFormat, bias: Tensor | None = None
-    ) -> "Linear":
+    def of(cls, name: str, weight: Tensor, own: WeightFormat) -> "Linear":
         """From the tensor `name`, [out, in]. Raises ConfigError if `own` cannot hold it."""
-        return cls._pack(_stored(name, weight, own), own, bias)
+        return cls._pack(_stored(name, weight, own), own)
 
     @classmethod
     def load(
@@ -80,6 +78,8 @@ def _stored(name: str, weight: Tensor, own: WeightFormat) -> Tensor | QuantizedW
 
 
 def _stack(parts: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
+    if len(parts) == 1:
+        return parts[0]
     plain = [part for part in parts if isinstance(part, Tensor)]
     quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
     return QuantizedWeight.stack(quantized) if quantized else torch.cat(plain)
