@@ -88,7 +88,7 @@ BOUNDS = {
     "max_num_seqs": (1, 256),
     "max_num_waiting": (0, 4096),
     "block_size": (1, 2**20),
-    "num_threads": (1, 1024),
+    "num_threads": (1, 256),
     "sender_threads": (1, 16),
     "drain_timeout_s": (0, 86_400),
 }

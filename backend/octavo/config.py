@@ -84,6 +84,11 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _kernel_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "octavo" / "kernels"
+
+
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 ByteSize = Annotated[Integer, BeforeValidator(_byte_size), Field(ge=1, lt=2**63)]
@@ -172,7 +177,15 @@ class EngineConfig:
     # costs less by measured rates.
     preemption: Literal["auto", "swap", "recompute"] = "auto"
     watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
-    num_threads: Annotated[Integer, Field(ge=1, le=1024)] | Annotated[None, Auto] = None
+    num_threads: Annotated[Integer, Field(ge=1, le=256)] | Annotated[None, Auto] = None
+    # The core of each thread; without, the system moves them as it likes.
+    thread_cpus: Annotated[
+        tuple[Annotated[Integer, Field(ge=0)], ...], BeforeValidator(_split)
+    ] = ()
+    # The CPU's: the fastest that the processor has, those of an instruction set, or plain torch.
+    kernels: Literal["auto", "amx", "avx512", "avx2", "portable", "reference"] = "auto"
+    # Where the compiled ones are kept: built once for each version of their sources.
+    kernel_cache: Path = Field(default_factory=_kernel_cache)
     sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 1
     # The largest share of its time in which a sender serves several streams; while it rests, the
     # tokens of a stream gather into one response. 1 sends each step's tokens at once, which is

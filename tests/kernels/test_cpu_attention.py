@@ -74,7 +74,9 @@ class Team:
 
 
 @pytest.fixture(scope="module", params=list(FLAGS))
-def team(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+def team(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Team]:
     source = Path(__file__).parent / "cpu_attention_harness.cpp"
     pool = source.parents[2] / "backend/octavo/kernels/cpu/pool.cpp"
     library = tmp_path_factory.mktemp("kernels") / f"{request.param}.so"
@@ -101,9 +103,7 @@ class Memory:
     value_scales: Tensor | None
 
     @staticmethod
-    def make(
-        blocks: int, block_size: int, kv_heads: int, dim: int, dtype: torch.dtype
-    ) -> "Memory":
+    def make(blocks: int, block_size: int, kv_heads: int, dim: int, dtype: torch.dtype) -> "Memory":
         numbers = block_size * kv_heads * dim * dtype.itemsize
         scale_bytes = block_size * kv_heads * 2 if dtype is torch.int8 else 0
         # Scales and the next layer's begin at even places; a gap between blocks, as of other layers.

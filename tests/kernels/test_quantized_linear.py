@@ -174,10 +174,10 @@ def test_products(
     x, bias = random(tokens, width, seed=1) * 3, random(out, seed=2)
     weight = quantized(random(out, width), bits, group_size, activations)
     expected = exact(x, weight) + bias
-    got = kernels.linear(x, kernels.pack_linear(weight), bias)
+    got = kernels.linear(x, weight, bias)
     assert got.shape == (tokens, out) and got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=2e-4)
-    plain = kernels.linear(x, kernels.pack_linear(weight))
+    plain = kernels.linear(x, weight)
     torch.testing.assert_close(plain + bias, got, rtol=1e-5, atol=1e-4)
 
 

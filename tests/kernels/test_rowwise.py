@@ -141,13 +141,11 @@ def test_apply_softcap() -> None:
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), PRECISIONS)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(1, 1, 1), (1, 65, 7), (5, 16, 33)])
 def test_linear(
     rows: int,
     inner: int,
     outer: int,
-    packed: bool,
     bias: bool,
     dtype: torch.dtype,
     rtol: float,
@@ -163,9 +161,8 @@ def test_linear(
         ]
         for row in x.double().tolist()
     ]
-    given_weight = kernels.pack_linear(weight) if packed else weight
     for given in (x, strided(x)):
-        assert_close(kernels.linear(given, given_weight, added), expected, rtol, atol)
+        assert_close(kernels.linear(given, weight, added), expected, rtol, atol)
 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), PRECISIONS)

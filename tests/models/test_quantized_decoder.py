@@ -96,7 +96,7 @@ def test_logits_are_near_the_unquantized(name: str, toy_folder: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("part", ["qkv", "output", "gate_up", "down", "lm_head"])
 def test_a_wrong_scale_would_show(name: str, part: str, toy_folder: Path) -> None:
-    engine = make_engine(toy_folder, **FORMATS[name])
+    engine = make_engine(toy_folder, kernels="reference", **FORMATS[name])
     model = engine.runner.model
     for owner in [model] if part == "lm_head" else model.layers:
         linear = getattr(owner, part)
@@ -144,7 +144,7 @@ def test_biases_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_only_matrices_are_quantized(name: str, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "toy", tie_word_embeddings=True)
-    model = make_engine(folder, **FORMATS[name]).runner.model
+    model = make_engine(folder, kernels="reference", **FORMATS[name]).runner.model
     tensors = load_file(folder / "model.safetensors")
     assert torch.equal(model.embedding, tensors[EMBEDDING])
     assert torch.equal(model.norm, tensors["model.norm.weight"])
@@ -158,7 +158,7 @@ def test_only_matrices_are_quantized(name: str, tmp_path: Path) -> None:
 
 def test_a_lm_head_of_16_bits(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "toy", torch_dtype="bfloat16", tie_word_embeddings=True)
-    settings = {"dtype": "bfloat16", **FORMATS["int4"]}
+    settings = {"dtype": "bfloat16", "kernels": "reference", **FORMATS["int4"]}
     kept, rounded = (
         make_engine(folder, **settings, lm_head_format=own).runner.model
         for own in ("bfloat16", "auto")

@@ -15,6 +15,8 @@ from octavo.execution.kv_cache import KVCache
 from octavo.execution.kv_namespace import kv_namespace
 from octavo.execution.memory_plan import plan_memory
 from octavo.execution.sampler import SampledTokens, sample_plan
+from octavo.kernels import cpu
+from octavo.kernels.cpu import Library
 from octavo.models.decoder import Decoder
 from octavo.models.model_config import read_model_config
 from octavo.models.weights import checkpoint_digest
@@ -31,6 +33,8 @@ class ModelRunner:
         """Raises ConfigError if the checkpoint or a setting cannot be served."""
         self.device = torch.device("cpu")
         self.num_threads = config.num_threads or len(os.sched_getaffinity(0))
+        self._cpus = config.thread_cpus
+        _check_cpus(self._cpus, self.num_threads)
         self.bind_to_thread()
         if config.kv_cache_dtype == "fp8" and not supports_fp8(self.device):
             raise ConfigError(
@@ -48,10 +52,11 @@ class ModelRunner:
                 f"lm_head_format = {config.lm_head_format!r}: the model computes in {name}; set "
                 f"dtype = {config.lm_head_format!r}, or lm_head_format = 'auto' (8 bits)"
             )
+        self.library = self._load_library(config)
         self.weight_format = weight_format(config.weight_format, config.weight_group_size, name)
         self.model = Decoder(
             self.model_config, self.folder, self.dtype, self.max_model_len,
-            self.weight_format, config.lm_head_format,
+            self.weight_format, config.lm_head_format, self.library,
         )  # fmt: skip
         self.kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, self.device)
         log.info(
@@ -70,6 +75,37 @@ class ModelRunner:
             "KV memory %.1f MB = %d blocks of %s",
             self.kv_cache.num_bytes / 1e6, plan.num_blocks, plan.layout,
         )  # fmt: skip
+
+    def _load_library(self, config: EngineConfig) -> Library | None:
+        """The native kernels, or None for the reference ones: chosen, or because there is no
+        other way, which is said. Raises ConfigError if the processor lacks the chosen ones."""
+        if config.kernels == "reference":
+            return None
+        if self.dtype is torch.float16:
+            log.warning(
+                "dtype = 'float16': the CPU kernels compute in bfloat16 or float32; this runs on "
+                "the reference operators, many times slower"
+            )
+            return None
+        try:
+            library = cpu.load(
+                config.kernel_cache, config.kernels, self.num_threads, config.thread_cpus
+            )
+        except cpu.BuildError as exc:
+            log.warning(
+                "THE CPU KERNELS CANNOT BE BUILT, so this runs on the reference operators, many "
+                "times slower: %s", exc,
+            )  # fmt: skip
+            return None
+        except ValueError as exc:
+            raise ConfigError(f"kernels = {config.kernels!r}: {exc}") from None
+        log.info("CPU kernels: %s, %d threads", library.isa, self.num_threads)
+        return library
+
+    @property
+    def kernels(self) -> str:
+        """Which ones compute: an instruction set's, or "reference"."""
+        return "reference" if self.library is None else self.library.isa
 
     @property
     def block_size(self) -> int:
@@ -96,12 +132,24 @@ class ModelRunner:
     def bind_to_thread(self) -> None:
         """To be called by the thread that will `run`: OpenMP's size is a thread's own."""
         torch.set_num_threads(self.num_threads)
+        if self._cpus:
+            os.sched_setaffinity(0, {self._cpus[0]})
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> SampledTokens:
         """Computes the planned tokens and samples where a sequence needs its next one."""
         batch = ForwardBatch.from_plan(plan, self.block_size, self.device)
         return sample_plan(plan, self.model.forward(batch, self.kv_cache))
+
+
+def _check_cpus(cpus: tuple[int, ...], num_threads: int) -> None:
+    """Raises ConfigError unless there is a core of this process for each thread."""
+    allowed = os.sched_getaffinity(0)
+    if cpus and len(cpus) != num_threads:
+        raise ConfigError(f"thread_cpus = {list(cpus)}: num_threads is {num_threads}; one for each")
+    for each in cpus:
+        if each not in allowed:
+            raise ConfigError(f"thread_cpus: core {each}; this process may use {sorted(allowed)}")
 
 
 def supports_fp8(device: torch.device) -> bool:

@@ -1,13 +1,14 @@
 """The operators of the decode loop. They know tensors and numbers, never sequences or configs.
 
 Each op is stated in `reference`, `reference_kv` or `reference_weights` in plain torch:
-specification, oracle of the tests and last-resort fallback. Faster implementations are chosen
-here, under the same names.
+specification, oracle of the tests and last-resort fallback. The native ones of the CPU are in
+`cpu`: the same operators, and a whole step of a decoder in one call.
 """
 
 from torch import Tensor
 
-from octavo.kernels import onednn, reference, reference_weights
+from octavo.kernels import reference, reference_weights
+from octavo.kernels.cpu import PackedLinear
 from octavo.kernels.reference import (
     add_rms_norm,
     apply_rope,
@@ -30,7 +31,6 @@ __all__ = [
     "apply_softcap",
     "gelu_tanh_mul",
     "linear",
-    "pack_linear",
     "paged_attention",
     "penalize",
     "quantize_weight",
@@ -45,20 +45,12 @@ __all__ = [
 MIN_BLOCK_SIZE = 16
 
 
-# Opaque to all but `linear`.
-PackedWeight = Tensor | QuantizedWeight
-
-
-def pack_linear(weight: Tensor | QuantizedWeight) -> PackedWeight:
-    """weight [out, in] in the layout that `linear` reads fastest here; maybe itself."""
-    if isinstance(weight, QuantizedWeight):
-        return weight
-    return onednn.pack(weight) if onednn.can_pack(weight) else weight
+PackedWeight = Tensor | QuantizedWeight | PackedLinear
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x [T, in], weight [out, in] plain or from `pack_linear`, bias [out] → [T, out]."""
+    """x [T, in], weight [out, in], bias [out] → [T, out]."""
+    assert not isinstance(weight, PackedLinear), "a library's weight, which Library.linear takes"
     if isinstance(weight, QuantizedWeight):
         return reference_weights.linear_quantized(x, weight, bias)
-    chosen = onednn.linear if weight.is_mkldnn else reference.linear
-    return chosen(x, weight, bias)
+    return reference.linear(x, weight, bias)

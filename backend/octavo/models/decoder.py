@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import kernels
+from octavo.kernels.cpu import Library
 from octavo.models.architecture import Activation, ModelConfig
-from octavo.models.layers import Linear, load_norm
+from octavo.models.layers import Linear, LinearLoader, load_norm
+from octavo.models.native_decoder import NativeDecoder
 from octavo.models.rope import RotaryTable
 from octavo.models.weights import Checkpoint
 from octavo.quantization.weights import WEIGHT_FORMATS, WeightFormat, matrix_format
@@ -36,11 +38,12 @@ class DecoderLayer:
         index: int,
         max_position: int,
         weights: WeightFormat,
+        library: Library | None,
     ) -> None:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, kv_heads = config.num_heads, config.num_kv_heads
         names, prefix = config.tensor_names, f"model.layers.{index}."
-        own = matrix_format(weights, "layer")
+        loader = LinearLoader(checkpoint, matrix_format(weights, "layer"), library)
         self.num_bytes = 0  # of all weights as they are stored
 
         def norm(name: str, width: int = hidden) -> Tensor:
@@ -48,9 +51,10 @@ class DecoderLayer:
             self.num_bytes += loaded.nbytes
             return loaded
 
-        def linear(names: tuple[str, ...], outs: tuple[int, ...], width: int, bias: bool) -> Linear:
-            full = tuple(prefix + n for n in names)
-            return Linear.load(checkpoint, full, outs, width, bias, own)
+        def linear(
+            names: tuple[str, ...], outs: tuple[int, ...], width: int, bias: bool, **kind: bool
+        ) -> Linear:
+            return loader.load(tuple(prefix + n for n in names), outs, width, bias, **kind)
 
         q_size, kv_size = heads * dim, kv_heads * dim
         self.input_norm = norm("input_layernorm")
@@ -62,7 +66,7 @@ class DecoderLayer:
         self.output = linear(("self_attn.o_proj",), (hidden,), q_size, config.output_bias)
         self.output_norm = norm(names.output_norm) if names.output_norm else None
         self.mlp_norm = norm(names.mlp_norm)
-        self.gate_up = linear(names.gate_up, (inner, inner), hidden, config.mlp_bias)
+        self.gate_up = linear(names.gate_up, (inner, inner), hidden, config.mlp_bias, is_gated=True)
         self.activate = _GATED[config.activation]
         self.down = linear(("mlp.down_proj",), (hidden,), inner, config.mlp_bias)
         self.down_norm = norm(names.down_norm) if names.down_norm else None
@@ -73,7 +77,7 @@ class DecoderLayer:
         self._config = config
         window = config.sliding_windows[index]
         # A window that no context outgrows would only cost its mask.
-        self._window = window if window is not None and window < max_position else None
+        self.window = window if window is not None and window < max_position else None
 
     def forward(
         self,
@@ -120,7 +124,7 @@ class DecoderLayer:
             qk[:, :heads], kv.keys, kv.values, batch.block_tables, batch.query_start,
             batch.context_lens, batch.num_decodes, config.attention_scale,
             key_scales=kv.key_scales, value_scales=kv.value_scales,
-            window=self._window, softcap=config.attention_softcap,
+            window=self.window, softcap=config.attention_softcap,
         )  # fmt: skip
         return attended.flatten(1)
 
@@ -142,9 +146,11 @@ class Decoder:
         max_position: int,
         weights: WeightFormat | None = None,
         lm_head_format: str = "auto",
+        library: Library | None = None,
     ) -> None:
-        """`weights` are stored as computed if there is no format. Raises ConfigError if a tensor
-        is missing, unknown, of the wrong shape, or not to be held in its format."""
+        """`weights` are stored as computed if there is no format. `library` computes all of it;
+        without one the reference operators do. Raises ConfigError if a tensor is missing, unknown,
+        of the wrong shape, or not to be held in its format."""
         self.config = config
         weights = weights or WEIGHT_FORMATS[str(dtype).removeprefix("torch.")]
         head_format = matrix_format(weights, "lm_head", lm_head_format)
@@ -152,17 +158,16 @@ class Decoder:
             vocabulary, hidden = config.vocab_size, config.hidden_size
             self.embedding = checkpoint.take("model.embed_tokens.weight", vocabulary, hidden)
             self.layers = [
-                DecoderLayer(config, checkpoint, index, max_position, weights)
+                DecoderLayer(config, checkpoint, index, max_position, weights, library)
                 for index in range(config.num_layers)
             ]
             self.norm = load_norm(checkpoint, "model.norm", hidden, config.norm_offset)
             tied = config.tie_embeddings
+            loader = LinearLoader(checkpoint, head_format, library)
             if tied:
-                self.lm_head = Linear.of("model.embed_tokens.weight", self.embedding, head_format)
+                self.lm_head = loader.of("model.embed_tokens.weight", self.embedding)
             else:
-                self.lm_head = Linear.load(
-                    checkpoint, ("lm_head",), (vocabulary,), hidden, bias=False, own=head_format
-                )
+                self.lm_head = loader.load(("lm_head",), (vocabulary,), hidden, bias=False)
             checkpoint.check_all_taken(
                 ignored=("rotary_emb.inv_freq", *(("lm_head.weight",) if tied else ()))
             )
@@ -176,19 +181,25 @@ class Decoder:
         ropes = list(dict.fromkeys(config.layer_ropes))
         self._rotary = [RotaryTable(rope, max_position) for rope in ropes]
         self._rotary_of = [ropes.index(rope) for rope in config.layer_ropes]
-        self._embedding_scale = (
+        self.embedding_scale = (
             None if config.embedding_scale is None
             else torch.tensor(config.embedding_scale, dtype=dtype)
         )  # fmt: skip
+        self._native: NativeDecoder | None = None
+        if library is not None:
+            rotary = [self._rotary[which] for which in self._rotary_of]
+            self._native = NativeDecoder(library, self, rotary)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids [T] → [T, hidden]."""
         embedded = F.embedding(token_ids, self.embedding)
-        return embedded if self._embedding_scale is None else embedded * self._embedding_scale
+        return embedded if self.embedding_scale is None else embedded * self.embedding_scale
 
     def forward(self, batch: "ForwardBatch", kv_cache: "KVCache") -> Tensor:
         """Logits of the batch's sample_indices, [N, vocab_size] float32. Keys and values of
         all its tokens are stored in `kv_cache`."""
+        if self._native is not None:
+            return self._native.forward(batch, kv_cache)
         rotary = [table.at(batch.positions) for table in self._rotary]
         x = self.embed(batch.token_ids)
         residual = torch.zeros_like(x)

@@ -8,14 +8,15 @@ from torch import Tensor
 from octavo import kernels
 from octavo.errors import ConfigError
 from octavo.kernels import QuantizedWeight
+from octavo.kernels.cpu import Library
 from octavo.models.weights import Checkpoint
 from octavo.quantization.weights import WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weight [out, in] as kernels.pack_linear gives it, bias [out] or None. num_bytes: of both, as
-    the weight's format packs it."""
+    """A matrix [out, in] as kernels.pack_linear gives it, bias [out] or None. num_bytes: of both,
+    as the weight's format packs it."""
 
     weight: kernels.PackedWeight
     bias: Tensor | None
@@ -24,57 +25,66 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         return kernels.linear(x, self.weight, self.bias)
 
-    @classmethod
-    def of(cls, name: str, weight: Tensor, own: WeightFormat) -> "Linear":
-        """From the tensor `name`, [out, in]. Raises ConfigError if `own` cannot hold it."""
-        return cls._pack(_stored(name, weight, own), own)
 
-    @classmethod
+@dataclass(frozen=True, slots=True)
+class LinearLoader:
+    """Takes matrices out of a checkpoint, rounded to a format, packed for the kernels."""
+
+    checkpoint: Checkpoint
+    own: WeightFormat
+    library: Library | None
+
+    def of(self, name: str, weight: Tensor) -> Linear:
+        """From the tensor `name`, [out, in]. Raises ConfigError if the format cannot hold it."""
+        return self._pack(self._stored(name, weight), None, False)
+
     def load(
-        cls,
-        checkpoint: Checkpoint,
+        self,
         names: tuple[str, ...],
         outs: tuple[int, ...],
         width: int,
         bias: bool,
-        own: WeightFormat,
-    ) -> "Linear":
+        *,
+        is_gated: bool = False,
+    ) -> Linear:
         """Matrices that share their input, stacked into one. One name for several `outs`: the
         checkpoint holds them stacked. Each is rounded before the next one is read."""
         if len(names) == 1:
             outs = (sum(outs),)
+        parts = [
+            self._stored(f"{n}.weight", self.checkpoint.take(f"{n}.weight", out, width))
+            for n, out in zip(names, outs, strict=True)
+        ]
+        biases = [
+            self.checkpoint.take(f"{n}.bias", out)
+            for n, out in zip(names, outs, strict=True)
+            if bias
+        ]
+        return self._pack(_stack(parts), torch.cat(biases) if bias else None, is_gated)
 
-        def take(name: str, out: int) -> Tensor | QuantizedWeight:
-            name = f"{name}.weight"
-            return _stored(name, checkpoint.take(name, out, width), own)
-
-        stacked = _stack([take(n, out) for n, out in zip(names, outs, strict=True)])
-        if not bias:
-            return cls._pack(stacked, own)
-        biases = [checkpoint.take(f"{n}.bias", out) for n, out in zip(names, outs, strict=True)]
-        return cls._pack(stacked, own, torch.cat(biases))
-
-    @classmethod
     def _pack(
-        cls, weight: Tensor | QuantizedWeight, own: WeightFormat, bias: Tensor | None = None
-    ) -> "Linear":
+        self, weight: Tensor | QuantizedWeight, bias: Tensor | None, is_gated: bool
+    ) -> Linear:
         shape = (weight.stored if isinstance(weight, QuantizedWeight) else weight).shape
-        num_bytes = own.num_bytes(*shape) + (0 if bias is None else bias.nbytes)
-        return cls(kernels.pack_linear(weight), bias, num_bytes)
+        num_bytes = self.own.num_bytes(*shape) + (0 if bias is None else bias.nbytes)
+        if self.library is None:
+            return Linear(weight, bias, num_bytes)
+        packed = self.library.pack(weight, self.checkpoint.dtype, bias, is_gated=is_gated)
+        return Linear(packed, None, num_bytes)
 
-
-def _stored(name: str, weight: Tensor, own: WeightFormat) -> Tensor | QuantizedWeight:
-    """weight as `own` stores it. Raises ConfigError if that cannot be."""
-    if not own.is_quantized:
-        return weight
-    own.check_fits(name, weight.shape[1])
-    if not weight.isfinite().all():
-        raise ConfigError(
-            f"checkpoint: tensor {name} holds numbers that are not finite; {own.name} has none"
+    def _stored(self, name: str, weight: Tensor) -> Tensor | QuantizedWeight:
+        """weight as the format stores it. Raises ConfigError if that cannot be."""
+        own = self.own
+        if not own.is_quantized:
+            return weight
+        own.check_fits(name, weight.shape[1])
+        if not weight.isfinite().all():
+            raise ConfigError(
+                f"checkpoint: tensor {name} holds numbers that are not finite; {own.name} has none"
+            )
+        return kernels.quantize_weight(
+            weight, own.weight_bits, own.group_size, own.quantized_activations
         )
-    return kernels.quantize_weight(
-        weight, own.weight_bits, own.group_size, own.quantized_activations
-    )
 
 
 def _stack(parts: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:

@@ -177,9 +177,9 @@ class RotaryTable:
     def __init__(self, rope: RopeConfig, max_position: int) -> None:
         positions = torch.arange(max_position, dtype=torch.float32)
         angles = torch.outer(positions, rope_frequencies(rope, max_position))
-        self._cos = angles.cos() * rope.attention_factor
-        self._sin = angles.sin() * rope.attention_factor
+        self.cosines = angles.cos() * rope.attention_factor
+        self.sines = angles.sin() * rope.attention_factor
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [T] → cosines and sines, [T, rotary_dim / 2] each."""
-        return self._cos[positions], self._sin[positions]
+        return self.cosines[positions], self.sines[positions]

@@ -24,7 +24,7 @@ class Checkpoint:
     """The tensors of a folder, taken one by one and checked against the expected shape."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+        self.dtype = dtype
         self._shard_of: dict[str, str] = {}
         self._shards: dict[str, Any] = {}
         for shard, names in _shards(folder).items():
@@ -66,7 +66,7 @@ class Checkpoint:
                 f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit"
             )
         self._left.discard(name)
-        return tensor.to(self._dtype, copy=True)
+        return tensor.to(self.dtype, copy=True)
 
     def check_all_taken(self, ignored: tuple[str, ...]) -> None:
         """Raises ConfigError if tensors are left that the decoder has no use for."""

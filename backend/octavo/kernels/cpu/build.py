@@ -99,7 +99,17 @@ def _compile(compiler: str, library: Path, options: tuple[str, ...]) -> None:
                     time.monotonic() - began_s,
                 )  # fmt: skip
         built = Path(scratch) / "library.so"
-        _run([compiler, "-shared", "-pthread", *options, *map(str, objects.values()), "-o", str(built)])
+        _run(
+            [
+                compiler,
+                "-shared",
+                "-pthread",
+                *options,
+                *map(str, objects.values()),
+                "-o",
+                str(built),
+            ]
+        )
         # In one act, so that no process ever loads half a library.
         moved = library.with_suffix(f".{os.getpid()}.new")
         shutil.copy(built, moved)

@@ -4,11 +4,13 @@
 
 namespace octavo::OCTAVO_ISA {
 
-#ifdef __AVX512BF16__
-typedef bf16 Activation;  // what inputs are rounded to for weights of 16 bits and fewer
 template <Format>
 struct KernelOf;
 template <> struct KernelOf<Format::f32> { typedef Generic<GenericF32> type; };
+template <> struct KernelOf<Format::int8_f32> { typedef Generic<GenericInt8> type; };
+template <> struct KernelOf<Format::int4_f32> { typedef Generic<GenericInt4> type; };
+#ifdef __AVX512BF16__
+typedef bf16 Activation;  // what inputs are rounded to for weights of 16 bits and fewer
 template <> struct KernelOf<Format::bf16> { typedef Avx512Float<Avx512BF16> type; };
 template <> struct KernelOf<Format::int8> { typedef Avx512Float<Avx512Int8> type; };
 template <> struct KernelOf<Format::int4> { typedef Avx512Float<Avx512Int4> type; };
@@ -16,9 +18,6 @@ template <> struct KernelOf<Format::w8a8> { typedef Avx512Integer<Avx512W8A8> ty
 template <> struct KernelOf<Format::w4a8> { typedef Avx512Integer<Avx512W4A8> type; };
 #else
 typedef float Activation;
-template <Format>
-struct KernelOf;
-template <> struct KernelOf<Format::f32> { typedef Generic<GenericF32> type; };
 template <> struct KernelOf<Format::bf16> { typedef Generic<GenericBF16> type; };
 template <> struct KernelOf<Format::int8> { typedef Generic<GenericInt8> type; };
 template <> struct KernelOf<Format::int4> { typedef Generic<GenericInt4> type; };
@@ -37,9 +36,14 @@ struct Inputs {
 enum class InputKind { f32, activation, int8 };
 
 OCTAVO_INLINE InputKind input_kind(Format format) {
-    if (format == Format::f32) return InputKind::f32;
-    return format == Format::w8a8 || format == Format::w4a8 ? InputKind::int8
-                                                             : InputKind::activation;
+    switch (format) {
+        case Format::f32:
+        case Format::int8_f32:
+        case Format::int4_f32: return InputKind::f32;
+        case Format::w8a8:
+        case Format::w4a8: return InputKind::int8;
+        default: return InputKind::activation;
+    }
 }
 
 OCTAVO_INLINE size_t input_bytes(Format format) {
@@ -100,7 +104,8 @@ void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, float (*o
     typedef typename KernelOf<F>::type Kernel;
     typedef typename Kernel::Sum Sum;
     constexpr bool is_integer = F == Format::w8a8 || F == Format::w4a8;
-    constexpr bool is_grouped = F == Format::int4 || F == Format::w4a8;
+    constexpr bool is_grouped =
+        F == Format::int4 || F == Format::w4a8 || F == Format::int4_f32;
     constexpr bool is_scaled = F != Format::f32 && F != Format::bf16;
     const int units = m.padded_inputs / UNIT;
     const uint8_t *weights = m.panels + size_t(panel) * units * Kernel::unit_bytes;
@@ -177,7 +182,7 @@ namespace octavo::OCTAVO_ISA {
 template <class Epilogue>
 void multiply(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
 #ifdef OCTAVO_AMX
-    if (in.count >= AMX_LEAST_ROWS && m.format != Format::f32) return amx_multiply(w, m, in, f);
+    if (in.count >= AMX_LEAST_ROWS && input_kind(m.format) != InputKind::f32) return amx_multiply(w, m, in, f);
 #endif
     switch (m.format) {
         case Format::f32: return multiply_as<Format::f32>(w, m, in, f);
@@ -186,6 +191,8 @@ void multiply(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
         case Format::int4: return multiply_as<Format::int4>(w, m, in, f);
         case Format::w8a8: return multiply_as<Format::w8a8>(w, m, in, f);
         case Format::w4a8: return multiply_as<Format::w4a8>(w, m, in, f);
+        case Format::int8_f32: return multiply_as<Format::int8_f32>(w, m, in, f);
+        case Format::int4_f32: return multiply_as<Format::int4_f32>(w, m, in, f);
     }
 }
 

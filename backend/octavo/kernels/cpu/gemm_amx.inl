@@ -112,7 +112,7 @@ void amx_multiply_as(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f)
     release_tiles();
 }
 
-// Formats with tiles: all but float32.
+// Formats with tiles: all but those with float inputs.
 template <class Epilogue>
 void amx_multiply(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
     switch (m.format) {
@@ -121,7 +121,7 @@ void amx_multiply(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
         case Format::int4: return amx_multiply_as<Format::int4>(w, m, in, f);
         case Format::w8a8: return amx_multiply_as<Format::w8a8>(w, m, in, f);
         case Format::w4a8: return amx_multiply_as<Format::w4a8>(w, m, in, f);
-        case Format::f32: return;  // has no tiles; see multiply
+        default: return;  // float inputs have no tiles; see multiply
     }
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.kernels.cpu import types
 from octavo.kernels.cpu.types import Format
+from octavo.kernels.reference_weights import QuantizedWeight
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +25,23 @@ _ALIGNMENT = 64
 _HUGE_BYTES = 2**21
 
 
+_PLAIN = {torch.float32: Format.F32, torch.bfloat16: Format.BF16}
+# By bits, and by the type of the inputs.
+_QUANTIZED = {
+    (8, torch.bfloat16): Format.INT8,
+    (4, torch.bfloat16): Format.INT4,
+    (8, torch.float32): Format.INT8_F32,
+    (4, torch.float32): Format.INT4_F32,
+    (8, torch.int8): Format.W8A8,
+    (4, torch.int8): Format.W4A8,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
-    """A weight as the kernels read it; `matrix` points into `held`.
+    """A weight [out, in] and its bias as the kernels read them; `matrix` points into `held`.
 
-    bytes: of what one product reads: panels, scales, sums and bias.
+    num_bytes: what one product reads of it
     """
 
     matrix: types.Matrix
@@ -69,20 +82,34 @@ class Library:
 
     def pack(
         self,
-        weight: Tensor,
-        format: Format,
-        *,
-        scales: Tensor | None = None,
-        group_size: int = 0,
+        weight: Tensor | QuantizedWeight,
+        dtype: torch.dtype,
         bias: Tensor | None = None,
+        *,
         is_gated: bool = False,
     ) -> PackedLinear:
-        """weight [out, in]: float32, bfloat16, or int8 (of 4 bit formats −8 to 7). scales: float32
-        [out], of grouped formats bfloat16 [out, in / group_size]. bias [out]. A gated weight has
-        all gates before all ups, and its product is silu(gate) · up."""
+        """weight [out, in], plain ones float32 or bfloat16; bias [out] or None. `dtype` is what
+        inputs are rounded to, if they are not quantized. Of a gated weight the upper half are
+        gates, the lower ups, and the product is act(gate) · up."""
+        if isinstance(weight, QuantizedWeight):
+            inputs = torch.int8 if weight.quantized_activations else dtype
+            stored, scales = weight.stored.contiguous(), weight.scales.contiguous()
+            return self._pack(
+                stored, _QUANTIZED[weight.bits, inputs], scales, weight.group_size or 0, bias,
+                is_gated,
+            )  # fmt: skip
+        return self._pack(weight.contiguous(), _PLAIN[weight.dtype], None, 0, bias, is_gated)
+
+    def _pack(
+        self,
+        weight: Tensor,
+        format: Format,
+        scales: Tensor | None,
+        group_size: int,
+        bias: Tensor | None,
+        is_gated: bool,
+    ) -> PackedLinear:
         outputs, inputs = weight.shape
-        expected = {Format.F32: torch.float32, Format.BF16: torch.bfloat16}.get(format, torch.int8)
-        assert weight.dtype is expected, (weight.dtype, format)
         assert not group_size or inputs % group_size == 0, (inputs, group_size)
         unit = max(64, group_size)
         matrix = types.Matrix(
@@ -94,21 +121,18 @@ class Library:
         panels = self.buffer(num_panels * self._c.octavo_panel_bytes(by_reference))
         held, packed = [panels], types.Packed(panels=panels.data_ptr())
         groups = matrix.padded_inputs // group_size if group_size else 1
-        columns = num_panels * 32
 
         def part(dtype: torch.dtype, rows: int) -> int:
-            held.append(torch.empty(rows, columns, dtype=dtype))
+            held.append(_aligned(rows * num_panels * 32 * dtype.itemsize, _ALIGNMENT))
             return held[-1].data_ptr()
 
         if scales is not None:
-            scales = scales.to(torch.bfloat16 if group_size else torch.float32).contiguous()
             packed.scales = part(scales.dtype, groups)
         if format in (Format.W8A8, Format.W4A8):
             packed.sums = part(torch.int32, groups)
         if bias is not None:
             bias = bias.float().contiguous()
             packed.bias = part(torch.float32, 1)
-        weight = weight.contiguous()
         self._c.octavo_pack(
             self._team, by_reference, weight.data_ptr(), _pointer(scales), _pointer(bias),
             ctypes.byref(packed),
@@ -130,6 +154,77 @@ class Library:
             self.memory(memory),
         )  # fmt: skip
         return out.to(x.dtype)
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        kv: types.KVLayer,
+        batch: types.Batch,
+        scale: float,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """query [T, H, D] → [T, H, D] of its type; see kernels.reference_kv.paged_attention."""
+        rows = query.float().contiguous()
+        out = torch.empty_like(rows)
+        attention = types.Attention(
+            num_heads=query.shape[1], window=window or 0, scale=scale, softcap=softcap or 0.0
+        )
+        pointers = [ctypes.byref(each) for each in (attention, kv, batch)]
+        memory = self._c.octavo_attention_bytes(self._isa, self._team, *pointers)
+        self._c.octavo_attention(
+            self._isa, self._team, *pointers, rows.data_ptr(), out.data_ptr(), self.memory(memory)
+        )
+        return out.to(query.dtype)
+
+    def store_kv(
+        self, keys: Tensor, values: Tensor, kv: types.KVLayer, slot_mapping: Tensor
+    ) -> None:
+        """keys, values [T, G, D]; see kernels.reference_kv.store_kv."""
+        keys, values = keys.float().contiguous(), values.float().contiguous()
+        slots = slot_mapping.contiguous()
+        self._c.octavo_store_kv(
+            self._isa, self._team, ctypes.byref(kv), slots.data_ptr(), len(slots),
+            keys.data_ptr(), values.data_ptr(),
+        )  # fmt: skip
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x, residual [T, N] float32; see kernels.reference.add_rms_norm."""
+        assert x.dtype is residual.dtype is torch.float32
+        assert x.is_contiguous() and residual.is_contiguous()
+        weight, out = weight.float().contiguous(), torch.empty_like(x)
+        self._c.octavo_add_rms_norm(
+            self._isa, self._team, x.data_ptr(), residual.data_ptr(), weight.data_ptr(),
+            len(x), x.shape[1], eps, out.data_ptr(),
+        )  # fmt: skip
+        return out, residual
+
+    def greedy(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """logits [S, V] float32 → the most likely token [S] int64, whether the largest logit is
+        finite and none is NaN [S] bool."""
+        assert logits.is_contiguous() and logits.dtype is torch.float32
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        are_finite = torch.empty(len(logits), dtype=torch.bool)
+        self._c.octavo_greedy(
+            self._isa, self._team, logits.data_ptr(), len(logits), logits.shape[1],
+            tokens.data_ptr(), are_finite.data_ptr(),
+        )  # fmt: skip
+        return tokens, are_finite
+
+    def forward(self, decoder: types.Decoder, batch: types.Batch, sample_indices: Tensor) -> Tensor:
+        """One step of a decoder: logits of the tokens `sample_indices` [N], each once, [N, V]
+        float32."""
+        logits = torch.empty(len(sample_indices), decoder.lm_head.outputs)
+        pointers = ctypes.byref(decoder), ctypes.byref(batch)
+        memory = self._c.octavo_step_bytes(self._isa, self._team, *pointers)
+        self._c.octavo_forward(
+            self._isa, self._team, *pointers, sample_indices.data_ptr(), len(sample_indices),
+            logits.data_ptr(), self.memory(memory),
+        )  # fmt: skip
+        return logits
 
     def buffer(self, num_bytes: int) -> Tensor:
         """Memory that is not set yet, in huge pages where the system has them: reading through

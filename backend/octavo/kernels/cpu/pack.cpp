@@ -23,6 +23,7 @@ size_t unit_bytes(Format format) {
         case Format::f32: return UNIT * PANEL * 4;
         case Format::bf16: return UNIT * PANEL * 2;
         case Format::int8:
+        case Format::int8_f32:
         case Format::w8a8: return UNIT * PANEL;
         default: return UNIT * PANEL / 2;
     }
@@ -44,22 +45,25 @@ int place(Format format, int lane, int k) {
     switch (format) {
         case Format::f32: return k * 32 + h * 16 + c;
         case Format::bf16:
-        case Format::int8: return (k / 2) * 64 + h * 32 + c * 2 + k % 2;
+        case Format::int8:
+        case Format::int8_f32: return (k / 2) * 64 + h * 32 + c * 2 + k % 2;
         case Format::w8a8: return (k / 4) * 128 + h * 64 + c * 4 + k % 4;
         // nibble i = k / 2 of word c · 2 + k % 2, whose low byte has nibbles 0 and 1
-        case Format::int4: return h * 64 + (c * 2 + k % 2) * 2 + k / 4;
+        case Format::int4:
+        case Format::int4_f32: return h * 64 + (c * 2 + k % 2) * 2 + k / 4;
         case Format::w4a8: return h * 64 + c * 4 + k % 4;
     }
     return 0;
 }
 
 bool is_high_nibble(Format format, int k) {
-    return format == Format::int4 ? (k / 2) % 2 == 1 : k >= 4;
+    return format == Format::w4a8 ? k >= 4 : (k / 2) % 2 == 1;
 }
 
 template <class T>
 void fill(const Matrix &m, int panel, const T *weight, uint8_t *out) {
-    const bool nibbles = m.format == Format::int4 || m.format == Format::w4a8;
+    const bool nibbles = m.format == Format::int4 || m.format == Format::int4_f32 ||
+                         m.format == Format::w4a8;
     const size_t bytes = unit_bytes(m.format);
     if (nibbles)
         memset(out, 0x88, panel_bytes(m));  // zeros

@@ -32,9 +32,18 @@ struct Batch {
     int32_t num_tokens, num_seqs, num_decodes;
 };
 
-// How a matrix is stored, and what its inputs are rounded to: float32 · float32; bfloat16; int8 and
-// int4 with bfloat16 inputs; int8 and int4 with inputs quantized by row to int8.
-enum class Format : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, w8a8 = 4, w4a8 = 5 };
+// How a matrix is stored, and what its inputs are rounded to: float32 with float32; bfloat16, int8
+// and int4 with bfloat16; int8 and int4 with inputs quantized by row to int8, or with float32.
+enum class Format : int32_t {
+    f32 = 0,
+    bf16 = 1,
+    int8 = 2,
+    int4 = 3,
+    w8a8 = 4,
+    w4a8 = 5,
+    int8_f32 = 6,
+    int4_f32 = 7,
+};
 
 constexpr int PANEL = 32;  // outputs that are stored and computed together
 constexpr int UNIT = 8;    // inputs that are unpacked together
@@ -43,8 +52,8 @@ constexpr int UNIT = 8;    // inputs that are unpacked together
 // 8 inputs what pack.cpp says. Both sizes are padded with zeros.
 struct Matrix {
     const uint8_t *panels;
-    const void *scales;    // int8, w8a8: float [padded outputs]; int4, w4a8: bf16 [groups, padded outputs]
-    const int32_t *sums;   // w8a8, w4a8: 128 · the sum of a group's weights, [groups, padded outputs]
+    const void *scales;    // of int8: float [padded outputs]; of int4: bf16 [groups, …]
+    const int32_t *sums;   // of int8 inputs: 128 · the sum of a group's weights, [groups, …]
     const float *bias;     // [padded outputs], or null
     Format format;
     int32_t outputs, inputs;

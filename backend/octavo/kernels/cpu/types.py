@@ -15,6 +15,8 @@ class Format(IntEnum):
     INT4 = 3
     W8A8 = 4
     W4A8 = 5
+    INT8_F32 = 6
+    INT4_F32 = 7
 
 
 class KVType(IntEnum):
