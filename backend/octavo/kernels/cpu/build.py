@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 _IN_PACKAGE = FOLDER / "built"
 _COMPILER = "g++"
-
-_COMMON = ("-std=gnu++20", "-O3", "-g1", "-fPIC", "-fno-math-errno", "-fno-trapping-math",
-           "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-pthread")  # fmt: skip
+_COMMON = ("-std=gnu++20", "-O3", "-g1", "-fPIC", "-pthread", "-fvisibility=hidden",
+           "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi",
+           "-Wno-maybe-uninitialized")  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi",
            "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512")  # fmt: skip
