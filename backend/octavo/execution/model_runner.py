@@ -9,11 +9,12 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.execution.block_tables import BlockTables
 from octavo.execution.forward_batch import ForwardBatch
 from octavo.execution.kv_cache import KVCache
 from octavo.execution.kv_namespace import kv_namespace
 from octavo.execution.memory_plan import plan_memory
-from octavo.execution.sampler import SampledTokens, sample_plan
+from octavo.execution.sampler import SampledTokens, Sampler
 from octavo.models.decoder import Decoder
 from octavo.models.model_config import read_model_config
 from octavo.models.weights import checkpoint_digest
@@ -43,6 +44,8 @@ class ModelRunner:
         self.max_model_len = plan.max_model_len
         self.model = Decoder(self.model_config, self.folder, self.dtype, self.max_model_len)
         self.kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, self.device)
+        self.block_tables = BlockTables(self.block_size)
+        self.sampler = Sampler()
         log.info(
             "loaded %s: %s weights %.1f MB, %d threads; context %d tokens",
             self.folder, name, self.model.num_bytes / 1e6, self.num_threads, self.max_model_len,
@@ -75,8 +78,8 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> SampledTokens:
         """Computes the planned tokens and samples where a sequence needs its next one."""
-        batch = ForwardBatch.from_plan(plan, self.block_size, self.device)
-        return sample_plan(plan, self.model.forward(batch, self.kv_cache))
+        batch = ForwardBatch.from_plan(plan, self.block_tables)
+        return self.sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache))
 
 
 def supports_fp8(device: torch.device) -> bool:
