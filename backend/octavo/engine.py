@@ -290,6 +290,13 @@ class Engine:
             return bool(self._inbox or self._live or self._closed is None)
 
     def _take_inbox(self) -> None:
+        if self._inbox or self._cancelled:
+            self._take_arrived()
+        now_s = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            self._end_request(heapq.heappop(self._deadlines)[1], FinishReason.DEADLINE)
+
+    def _take_arrived(self) -> None:
         with self._changed:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, {}
@@ -303,9 +310,6 @@ class Engine:
         for (request_id, index), reason in cancelled.items():
             error = self._closed if reason is FinishReason.ERROR else None
             self._end_request(request_id, reason, error, index)
-        now_s = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            self._end_request(heapq.heappop(self._deadlines)[1], FinishReason.DEADLINE)
 
     def _end_request(
         self,

@@ -1,5 +1,5 @@
-"""ForwardBatch.from_plan by examples computed by hand, and against a plain rebuild at each step of
-a scheduler's life."""
+"""ForwardBatch.from_plan by examples computed by hand, and BatchBuilder's batches against a plain
+rebuild at each step of a scheduler's life."""
 
 from collections import Counter
 from random import Random
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from factories import all_scheduled, make_sequence
-from octavo.execution.block_tables import BlockTables
-from octavo.execution.forward_batch import ForwardBatch
+from octavo.execution.forward_batch import BatchBuilder, ForwardBatch
+from octavo.scheduling.block_allocator import NO_BLOCK
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import ScheduledSequence, Sequence, StepPlan
 
@@ -31,7 +31,7 @@ def chunk(
 
 
 def batch_of(plan: StepPlan, block_size: int = 4) -> ForwardBatch:
-    return ForwardBatch.from_plan(plan, BlockTables(block_size))
+    return ForwardBatch.from_plan(plan, block_size)
 
 
 def test_from_plan_of_decodes_and_prefills() -> None:
@@ -127,6 +127,51 @@ def assert_is_rebuilt(batch: ForwardBatch, expected: dict[str, Any]) -> None:
             assert (got if name == "num_decodes" else got.tolist()) == values, name
 
 
+def test_a_batch_in_place_follows_tables_that_change_in_any_way() -> None:
+    sequences = [decode([10] * 6, [7, 2]), decode([20] * 8, [5, 3]), decode([30] * 3, [9])]
+    builder, plan = BatchBuilder(4), StepPlan(sequences, [])
+    batch = builder.build(plan)
+    assert_is_rebuilt(batch, rebuilt(plan, 4))
+
+    def go_on() -> None:
+        for sequence in sequences:
+            sequence.num_computed_tokens += 1
+            sequence.token_ids.append(40 + len(sequence.token_ids))
+
+    go_on()
+    sequences[0].block_table[-1] = 8  # a copy of its own in place of a shared one
+    sequences[1].block_table += [4]
+    assert builder.build(plan) is batch
+    assert_is_rebuilt(batch, rebuilt(plan, 4))
+    go_on()
+    sequences[1].block_table[0] = NO_BLOCK
+    sequences[2].block_table = [1, 6]  # as after a preemption
+    assert builder.build(plan) is batch
+    assert_is_rebuilt(batch, rebuilt(plan, 4))
+    go_on()
+    sequences[1].block_table[2] = NO_BLOCK
+    with pytest.raises(AssertionError, match="given back"):
+        builder.build(plan)
+
+
+def test_a_batch_is_new_for_a_plan_that_is_not_the_next() -> None:
+    sequences = [decode([10] * 6, [7, 2, 3]), decode([20] * 8, [5, 3])]
+    builder, plan = BatchBuilder(4), StepPlan(sequences, [])
+    first = builder.build(plan)
+    again = builder.build(plan)  # no token further
+    assert again is not first
+    for next_plan in (
+        StepPlan(sequences[::-1], []),
+        StepPlan(sequences[:1], []),
+        StepPlan(sequences, [chunk([30] * 9, 4, 3, [1, 6])]),
+    ):
+        sequences[0].num_computed_tokens += 1
+        sequences[0].token_ids.append(11)
+        sequences[1].num_computed_tokens -= 1
+        sequences[1].token_ids.pop()
+        assert_is_rebuilt(builder.build(next_plan), rebuilt(next_plan, 4))
+
+
 class Life:
     """A scheduler whose sequences join, fork, are preempted, cancelled and end, all by chance."""
 
@@ -141,7 +186,9 @@ class Life:
             watermark_ratio=0.0,
             window=window,
         )
-        self.tables = BlockTables(self.block_size)
+        self.builder = BatchBuilder(self.block_size)
+        self.last: ForwardBatch | None = None
+        self.given_back: list[int] = []
         self.num_added = 0
         self.seen: Counter[str] = Counter()
 
@@ -165,19 +212,26 @@ class Life:
         plan = self.scheduler.schedule()
         if len(plan) == 0:
             return
-        batch = ForwardBatch.from_plan(plan, self.tables)
+        columns = self.last.block_tables.shape[1] if self.last is not None else 0
+        batch, before = self.builder.build(plan), self.last
         assert_is_rebuilt(batch, rebuilt(plan, self.block_size))
+        in_place = batch is before
+        same_rows = before is not None and before.num_decodes == batch.num_decodes
+        self.seen["in place"] += in_place
         self.seen["copied"] += len(plan.block_copies)
-        self.seen["given back"] += any(s.sequence.num_given_back for s in all_scheduled(plan))
+        self.seen["widened"] += same_rows and batch.block_tables.shape[1] > columns
+        given_back = [s.num_given_back for s in plan.decodes]
+        self.seen["given back in place"] += in_place and given_back != self.given_back
+        self.given_back = given_back
         self.seen["mixed"] += bool(plan.decodes and plan.prefills)
         self.seen["decodes alone"] += not plan.prefills
-        self.seen["widened"] += batch.block_tables.shape[1] > 32
+        self.last = batch
         outputs = self.scheduler.update(plan, [self.chance.randrange(9) for _ in plan.takers])
         self.seen["ended"] += sum(reason is not None for *_, reason in outputs)
 
 
 @pytest.mark.parametrize("window", [None, 7])
-def test_from_plan_is_a_plain_rebuild_whatever_happened_before(window: int | None) -> None:
+def test_a_batch_is_a_plain_rebuild_whatever_happened_before(window: int | None) -> None:
     seen: Counter[str] = Counter()
     for seed in range(12):
         life = Life(seed, window)
@@ -185,6 +239,9 @@ def test_from_plan_is_a_plain_rebuild_whatever_happened_before(window: int | Non
             life.step()
         seen += life.seen
         seen["preempted"] += life.scheduler.counters.preemptions.total()
-    expected = {"copied", "mixed", "decodes alone", "widened", "ended", "cancelled", "preempted"}
-    expected |= {"given back"} if window else set()
+    expected = {
+        "in place", "copied", "widened", "mixed", "decodes alone", "ended", "cancelled",
+        "preempted",
+    }  # fmt: skip
+    expected |= {"given back in place"} if window else set()
     assert expected == {what for what, times in seen.items() if times}

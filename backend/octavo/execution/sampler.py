@@ -32,7 +32,7 @@ class SampledTokens:
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     faults: list[str | None]
-    prompts: list[PromptLogprobs]
+    prompts: Rows[PromptLogprobs]
 
 
 class Sampler:
@@ -44,6 +44,8 @@ class Sampler:
     def sample_plan(self, plan: StepPlan, logits: Tensor) -> SampledTokens:
         """The next token of each taker. logits [N, V] float32 of the plan's tokens whose logits
         are wanted, in its order; may be changed."""
+        if not plan.prefills:
+            return self.sample(plan.decodes, logits)
         rows = list(range(len(plan.decodes)))  # of each taker's logits
         prompts: list[PromptLogprobs] = []
         end = len(rows)
@@ -66,9 +68,7 @@ class Sampler:
         wishes = self._wishes
         raw = logits[wishes.reporting] if wishes.reporting else None
         chosen, is_finite = kernels.greedy(logits)
-        faults: list[str | None] = [None] * len(sequences)
-        if not is_finite.all():
-            faults = [None if finite else NOT_FINITE for finite in is_finite.tolist()]
+        faults = [None if finite else NOT_FINITE for finite in is_finite.tolist()]
         if wishes.adjusting and _adjust(wishes, logits, faults):
             chosen, _ = kernels.greedy(logits)
         if wishes.drawing is not None:
@@ -81,7 +81,7 @@ class Sampler:
             entries = token_logprobs(raw, [token_ids[row] for row in rows], counts)
             for row, entry in zip(rows, entries, strict=True):
                 logprobs[row] = entry
-        return SampledTokens(token_ids, logprobs, faults, list(prompts))
+        return SampledTokens(token_ids, logprobs, faults, prompts)
 
 
 @dataclass(frozen=True, slots=True)
