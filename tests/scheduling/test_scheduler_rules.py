@@ -228,7 +228,6 @@ class Scheduling(RuleBasedStateMachine):
             assert not self.scheduler.running, "a step without progress"
             if not self.scheduler.waiting:
                 assert plan.block_writes, "there was no work"
-                self.seen["written when idle"] += 1
                 return
             first = self.scheduler.waiting[0].awaited
             assert first is not None and not first.fetch.is_done
@@ -306,7 +305,7 @@ def test_scheduler_keeps_its_rules() -> None:
     kinds = (
         "preempted", "overtaking", "copied", "evicted", "goes first",
         "saved", "loaded", "lost", "idle", "passed for its prefix", "passed for a tier",
-        "written when idle", "swap", "recompute", "pool", "tier",
+        "swap", "recompute", "pool", "tier",
         "preemption", "eviction", "tier_loss",
     )  # fmt: skip
     assert all(Scheduling.seen[kind] > 0 for kind in kinds), Scheduling.seen

@@ -161,8 +161,7 @@ class Scheduler:
     def _schedule_decodes(self, plan: StepPlan) -> None:
         """One token for each decoding sequence; if blocks run out, others are preempted."""
         while True:
-            decodes = [sequence for sequence in self.running if sequence.is_decoding]
-            growing, sharing = self._who_lacks_a_block(decodes)
+            decodes, growing, sharing = self._find_decodes()
             short = self._num_blocks_lacking(growing, sharing) - self.allocator.num_free
             if short <= 0:
                 break
@@ -333,21 +332,28 @@ class Scheduler:
         needed = -(-len(sequence.token_ids) // self.block_size)
         return needed - len(sequence.block_table)
 
-    def _who_lacks_a_block(self, decodes: list[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
-        """(those whose blocks are full, those whose next slot is in a block that others read)."""
+    def _find_decodes(self) -> tuple[list[Sequence], list[Sequence], list[Sequence]]:
+        """(all, of these those whose blocks are full, those whose next slot is in a block that
+        others read)."""
+        decodes: list[Sequence] = []
         growing: list[Sequence] = []
         sharing: list[Sequence] = []
-        for sequence in decodes:
+        for sequence in self.running:
+            if not sequence.is_decoding:
+                continue
+            decodes.append(sequence)
             table = sequence.block_table
             if sequence.num_computed_tokens == len(table) * self.block_size:
                 growing.append(sequence)
             elif self.allocator.is_shared(table[-1]):
                 sharing.append(sequence)
-        return growing, sharing
+        return decodes, growing, sharing
 
     def _num_blocks_lacking(self, growing: list[Sequence], sharing: list[Sequence]) -> int:
         """Of those who write to one shared block the last needs no copy, if nobody else reads
         it."""
+        if not sharing:
+            return len(growing)
         writers = Counter(sequence.block_table[-1] for sequence in sharing)
         return len(growing) + sum(
             count - (count == self.allocator.num_references(block))
