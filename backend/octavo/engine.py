@@ -290,7 +290,7 @@ class Engine:
             return bool(self._inbox or self._live or self._closed is None)
 
     def _take_inbox(self) -> None:
-        if self._inbox or self._cancelled:
+        if self._inbox or self._cancelled:  # what comes just now is for the next step
             self._take_arrived()
         now_s = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now_s:

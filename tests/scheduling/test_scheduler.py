@@ -235,6 +235,17 @@ def test_finish_frees_the_blocks_of_a_sequence(phase: str) -> None:
     assert scheduler.allocator.num_used == 0 and not scheduler.has_work
 
 
+@pytest.mark.parametrize("tokens", [[], [TOKEN], [TOKEN] * 3])
+def test_update_wants_a_token_for_each_taker(tokens: list[int]) -> None:
+    scheduler = make_scheduler()
+    for request_id in range(2):
+        scheduler.add(make_sequence(request_id, prompt=3))
+    step(scheduler)
+    plan = scheduler.schedule()
+    with pytest.raises(AssertionError, match="too (few|many) tokens"):
+        scheduler.update(plan, tokens)
+
+
 def test_update_ends_a_sequence_at_its_longest() -> None:
     scheduler = make_scheduler()
     sequence = make_sequence(0, prompt=3, max_tokens=2)

@@ -128,12 +128,13 @@ class Scheduler:
         for sequence, token_id in zip(plan.decodes, tokens, strict=False):
             self._computed(sequence, 1)
             outputs.append(self._take(sequence, token_id))
+        assert len(outputs) == len(plan.decodes), "too few tokens"
         for chunk in plan.prefills:
             takers = chunk.takers
             self._computed(chunk.sequence, chunk.num_tokens)
             self._fork(chunk.sequence, takers[1:])
             outputs += [self._take(taker, next(tokens)) for taker in takers]
-        assert next(tokens, None) is None
+        assert next(tokens, None) is None, "too many tokens"
         return outputs
 
     def check_integrity(self) -> None:
