@@ -16,7 +16,7 @@ from octavo.generation import GenerationRequest, TokenOutput
 from octavo.quantization.kv import KVLayout, layer_formats
 from octavo.sampling_params import SamplingParams, parse
 from octavo.scheduling.scheduler import Scheduler
-from octavo.scheduling.sequence import FinishReason, Sequence
+from octavo.scheduling.sequence import FinishReason, ScheduledSequence, Sequence, StepPlan
 
 VOCAB = 512
 
@@ -270,3 +270,8 @@ def make_sequence(
     for _ in range(1, own.n):
         sequence.add_fork(own)
     return sequence
+
+
+def all_scheduled(plan: StepPlan) -> list[ScheduledSequence]:
+    """What the plan computes, decodes first, each with its number of tokens."""
+    return [*(ScheduledSequence(sequence, 1) for sequence in plan.decodes), *plan.prefills]

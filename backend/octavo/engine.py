@@ -20,7 +20,7 @@ from octavo.errors import EngineDeadError
 from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner
-from octavo.execution.sampler import PromptLogprobs
+from octavo.execution.sampler import PromptLogprobs, SampledTokens
 from octavo.generation import (
     GenerationRequest,
     GenerationResult,
@@ -30,7 +30,7 @@ from octavo.generation import (
 )
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
-from octavo.scheduling.scheduler import Scheduler
+from octavo.scheduling.scheduler import Scheduler, StepOutput
 from octavo.scheduling.sequence import FinishReason, Sequence, SequenceStatus, StepPlan
 from octavo.stats import EngineGauges, EngineStats, Phase
 from octavo.tiers import open_tiers
@@ -238,16 +238,19 @@ class Engine:
         elapsed_s = time.perf_counter() - began_s
         self.scheduler.costs.observe(plan, elapsed_s)
         self._count(plan, sampled.faults.count(None), elapsed_s)
+        self._hand_out(outputs, sampled)
+        return True
+
+    def _hand_out(self, outputs: list[StepOutput], sampled: SampledTokens) -> None:
         for prompt in sampled.prompts:
             self._keep_prompt_logprobs(prompt)
         for (sequence, token_id, reason), logprobs, fault in zip(
             outputs, sampled.logprobs, sampled.faults, strict=True
         ):
             if fault is None:
-                self._emit(sequence, TokenOutput(token_id, logprobs, reason, index=sequence.index))
+                self._emit(sequence, token_id, logprobs, reason)
             else:
                 self._end(sequence, FinishReason.ERROR, fault)
-        return True
 
     def _on_arrival(self) -> None:
         with self._changed:
@@ -287,6 +290,13 @@ class Engine:
             return bool(self._inbox or self._live or self._closed is None)
 
     def _take_inbox(self) -> None:
+        if self._inbox or self._cancelled:  # what comes just now is for the next step
+            self._take_arrived()
+        now_s = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            self._end_request(heapq.heappop(self._deadlines)[1], FinishReason.DEADLINE)
+
+    def _take_arrived(self) -> None:
         with self._changed:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, {}
@@ -300,9 +310,6 @@ class Engine:
         for (request_id, index), reason in cancelled.items():
             error = self._closed if reason is FinishReason.ERROR else None
             self._end_request(request_id, reason, error, index)
-        now_s = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            self._end_request(heapq.heappop(self._deadlines)[1], FinishReason.DEADLINE)
 
     def _end_request(
         self,
@@ -321,23 +328,32 @@ class Engine:
         """Ends a sequence from outside the scheduler's own rules."""
         if sequence.status is not SequenceStatus.FINISHED:
             self.scheduler.finish(sequence)
-        self._emit(sequence, TokenOutput(None, None, reason, error=error, index=sequence.index))
+        self._emit(sequence, None, None, reason, error)
 
-    def _emit(self, sequence: Sequence, output: TokenOutput) -> None:
+    def _emit(
+        self,
+        sequence: Sequence,
+        token_id: int | None,
+        logprobs: TokenLogprobs | None,
+        reason: FinishReason | None,
+        error: str | None = None,
+    ) -> None:
         live = self._live[sequence.request_id]
-        if output.token_id is not None and not live.has_output:
+        prompt = None
+        if token_id is not None and not live.has_output:
             live.has_output = True
             wanted = sequence.params.prompt_logprobs is not None
-            logprobs = live.prompt_logprobs if wanted else None
-            output = replace(output, prompt=PromptOutput(sequence.num_cached_tokens, logprobs))
-        if output.finish_reason is not None:
+            prompt = PromptOutput(
+                sequence.num_cached_tokens, live.prompt_logprobs if wanted else None
+            )
+        if reason is not None:
             del live.sequences[sequence.index]
             if not live.sequences:
                 del self._live[sequence.request_id]
                 with self._changed:
                     self._num_admitted -= 1
                     self._changed.notify_all()
-        live.sink(output)
+        live.sink(TokenOutput(token_id, logprobs, reason, error, sequence.index, prompt))
 
     def _keep_prompt_logprobs(self, prompt: PromptLogprobs) -> None:
         # Those of a chunk that is computed again take the place of the first ones.
@@ -352,10 +368,7 @@ class Engine:
             self._inbox.clear()
         for sequence in [s for live in self._live.values() for s in live.sequences.values()]:
             try:
-                self._emit(
-                    sequence,
-                    TokenOutput(None, None, FinishReason.ERROR, error=why, index=sequence.index),
-                )
+                self._emit(sequence, None, None, FinishReason.ERROR, why)
             except Exception:  # a sink's fault must not cost the others their end
                 log.exception("request %d did not take its end", sequence.request_id)
         self.after_step()
@@ -384,11 +397,10 @@ class Engine:
         used = scheduler.allocator.num_used
         # Only the last block of a sequence is not full, and a sequence shares that for a step at
         # most; so what sequences share is not counted twice.
-        empty = sum(
-            len(sequence.block_table) * scheduler.block_size - sequence.num_computed_tokens
-            for sequence in scheduler.running
-        )
-        longest_since_s = min((s.waiting_since_s for s in scheduler.waiting), default=0.0)
+        num_blocks = sum([len(sequence.block_table) for sequence in scheduler.running])
+        filled = sum([sequence.num_computed_tokens for sequence in scheduler.running])
+        empty = num_blocks * scheduler.block_size - filled
+        longest_since_s = min([s.waiting_since_s for s in scheduler.waiting], default=0.0)
         self.gauges = EngineGauges(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),

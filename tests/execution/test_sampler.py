@@ -1,11 +1,13 @@
 """From logits to tokens: stops forbidden in time, log probabilities, random numbers."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from factories import make_sequence
@@ -13,7 +15,7 @@ from octavo.execution.sampler import (
     ALL_FORBIDDEN,
     NOT_FINITE,
     SampledTokens,
-    sample_tokens,
+    Sampler,
     uniform_numbers,
 )
 from octavo.scheduling.sequence import Sequence
@@ -29,6 +31,18 @@ def sequence(num_outputs: int = 0, **params: Any) -> Sequence:
     made = make_sequence(0, **{"max_tokens": 30, **params})
     made.token_ids += [1] * num_outputs
     return made
+
+
+def sample_tokens(sequences: list[Sequence], logits: Tensor) -> SampledTokens:
+    return Sampler().sample(sequences, logits)
+
+
+def uniforms(seeds: Iterable[int], indices: Iterable[int]) -> NDArray[np.float64]:
+    """Of seeds as they come: negative ones too."""
+    return uniform_numbers(
+        np.array([seed % 2**64 for seed in seeds], dtype=np.uint64),
+        np.array(list(indices), dtype=np.uint64),
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -207,11 +221,32 @@ def test_each_row_has_its_own_parameters() -> None:
     assert len(set(together)) > 2
 
 
+def test_a_sampler_follows_its_sequences() -> None:
+    """As they go on, join, leave and change places, it gives what a new one gives."""
+    kinds: list[dict[str, Any]] = [
+        {}, {"temperature": 2.0, "seed": 3}, {"logprobs": 2}, {"min_tokens": 3},
+        {"temperature": 1.5, "seed": 9, "top_k": 5}, {"repetition_penalty": 1.8},
+        {"temperature": 1.0, "seed": 4, "min_p": 0.2, "logit_bias": {"7": 3.5}},
+    ]  # fmt: skip
+    pool = [sequence(stop_token_ids=[1, 2], **kind) for kind in kinds]
+    pool[0].bad_words = ((5, 6), (7,))
+    sampler = Sampler()
+    for step, rows in enumerate(
+        [[0, 1], [0, 1], [0, 1, 2], [2, 1, 0], [3, 4], [3, 4], [3, 4], [5], [5], [6, 5, 4, 3, 2, 1]]
+        + [list(range(7))] * 3 + [[2], [0], [0]]
+    ):  # fmt: skip
+        sequences, logits = [pool[row] for row in rows], random_logits(len(rows), seed=step)
+        expected = Sampler().sample(sequences, logits.clone())
+        assert sampler.sample(sequences, logits) == expected
+        for own, token_id in zip(sequences, expected.token_ids, strict=True):
+            own.token_ids.append(token_id)
+
+
 def test_uniform_numbers_depend_on_seed_and_index_alone() -> None:
     seeds, indices = [3, 3, -1, 2**64 - 1, 0, 2**63], [0, 1, 0, 0, 5, 7]
-    together = uniform_numbers(seeds, indices).tolist()
+    together = uniforms(seeds, indices).tolist()
     assert together == [
-        uniform_numbers([seed], [index])[0] for seed, index in zip(seeds, indices, strict=True)
+        uniforms([seed], [index])[0] for seed, index in zip(seeds, indices, strict=True)
     ]
     assert together[2] == together[3], "-1 and 2^64 - 1 are one seed"
     assert len(set(together)) == 5
@@ -238,7 +273,7 @@ def naive_uniform(seed: int, index: int) -> float:
     ids=["seeds", "indices", "high_bits"],
 )
 def test_uniform_numbers_are_uniform(seeds: range | list[int], indices: range | list[int]) -> None:
-    numbers = uniform_numbers(list(seeds), list(indices))
+    numbers = uniforms(seeds, indices)
     assert numbers.dtype == np.float64
     assert numbers.min() >= 0 and numbers.max() < 1
     counts = np.histogram(numbers, bins=50, range=(0, 1))[0]
@@ -250,4 +285,4 @@ def test_uniform_numbers_are_uniform(seeds: range | list[int], indices: range | 
 def test_uniform_numbers_equal_the_naive_ones() -> None:
     seeds, indices = [0, 1, -5, 2**64 - 1, 123456789], [0, 1, 2, 10_000, 7]
     expected = [naive_uniform(s, i) for s, i in zip(seeds, indices, strict=True)]
-    assert uniform_numbers(seeds, indices).tolist() == expected
+    assert uniforms(seeds, indices).tolist() == expected

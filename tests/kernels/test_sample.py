@@ -236,3 +236,33 @@ def test_penalize_is_what_a_loop_computes(
     counts = torch.tensor([output.count(token) for token in seen])
     kernels.penalize(logits, torch.tensor(seen), counts, repetition, frequency, presence)
     assert logits.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 41, 300])
+def test_greedy_takes_the_first_of_the_largest(vocab: int) -> None:
+    logits = random_logits(30, vocab).round()  # many are equal
+    token_ids, is_finite = kernels.greedy(logits)
+    assert token_ids.dtype == torch.int64 and is_finite.dtype == torch.bool
+    assert token_ids.tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert is_finite.tolist() == [True] * 30
+
+
+@pytest.mark.parametrize("place", [0, 17, 40])
+@pytest.mark.parametrize(
+    ("value", "finite"), [(math.nan, False), (math.inf, False), (-math.inf, True)]
+)
+def test_greedy_tells_which_rows_are_not_finite(value: float, finite: bool, place: int) -> None:
+    logits = random_logits(3)
+    logits[1, place] = value
+    token_ids, is_finite = kernels.greedy(logits)
+    assert is_finite.tolist() == [True, finite, True]
+    for row in (0, 2):
+        assert token_ids[row] == logits[row].argmax()
+    if finite:
+        assert token_ids[1] == logits[1].argmax() != place
+    assert 0 <= token_ids[1] < VOCAB
+
+
+def test_greedy_of_minus_infinity_alone_is_not_finite() -> None:
+    token_ids, is_finite = kernels.greedy(torch.full((2, 5), -math.inf))
+    assert token_ids.tolist() == [0, 0] and not is_finite.any()

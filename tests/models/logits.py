@@ -22,7 +22,7 @@ def our_logits(engine: Engine, tokens: list[int], chunk: int | None = None) -> T
     parts = []
     for begin in range(0, len(tokens), chunk):
         plan = StepPlan([], [ScheduledSequence(sequence, min(chunk, len(tokens) - begin))])
-        batch = ForwardBatch.from_plan(plan, block_size, torch.device("cpu"))
+        batch = ForwardBatch.from_plan(plan, block_size)
         batch = replace(batch, sample_indices=torch.arange(len(batch.token_ids)))
         parts.append(engine.runner.model.forward(batch, engine.runner.kv_cache))
         sequence.num_computed_tokens += len(batch.token_ids)

@@ -148,6 +148,21 @@ def test_a_shared_tier_is_asked_for_what_others_may_have_stored() -> None:
     assert [block for block, _ in plan.block_writes] == first.block_table[:4]
 
 
+def test_a_prompt_that_ends_in_its_first_step_is_given_to_a_shared_tier() -> None:
+    tiers = FakeTiers(is_shared=True, at_once=True, block_s=0.1)
+    scheduler = caching_scheduler(tiers=tiers)
+    sequence = make_sequence(0, prompt=9, max_tokens=1)
+    add(scheduler, sequence)
+    assert computed(step(scheduler)) == [(0, 9)]
+    assert scheduler.has_work and not scheduler.running and not scheduler.waiting
+    plan = step(scheduler)
+    assert len(plan) == 0, "there is nothing to compute, but blocks to write"
+    assert [key for _, key in plan.block_writes] == [
+        content.key for content in sequence.contents_of(8, 4)
+    ]
+    assert not scheduler.has_work
+
+
 def test_evicted_prompts_that_come_again_are_counted() -> None:
     scheduler = caching_scheduler(num_blocks=8)
     for request_id, tenant in ((0, "a"), (1, "b"), (2, "a")):

@@ -6,7 +6,6 @@ from factories import make_scheduler, make_sequence
 from octavo.scheduling.scheduler import Scheduler
 from octavo.scheduling.sequence import (
     FinishReason,
-    ScheduledSequence,
     Sequence,
     SequenceStatus,
     StepPlan,
@@ -17,8 +16,7 @@ TOKEN = 7
 
 def run(scheduler: Scheduler, plan: StepPlan, token: int = TOKEN) -> list[Sequence]:
     """Books the plan as run, `token` for each that needs one. Returns who ended."""
-    wanted = sum(scheduled.needs_sample for scheduled in plan)
-    outputs = scheduler.update(plan, [token] * wanted)
+    outputs = scheduler.update(plan, [token] * len(plan.takers))
     scheduler.check_integrity()
     return [sequence for sequence, _, reason in outputs if reason is not None]
 
@@ -29,8 +27,12 @@ def step(scheduler: Scheduler) -> StepPlan:
     return plan
 
 
-def ids(scheduled: list[ScheduledSequence]) -> list[tuple[int, int]]:
-    return [(s.sequence.request_id, s.num_tokens) for s in scheduled]
+def ids(sequences: list[Sequence]) -> list[int]:
+    return [sequence.request_id for sequence in sequences]
+
+
+def chunks(plan: StepPlan) -> list[tuple[int, int]]:
+    return [(chunk.sequence.request_id, chunk.num_tokens) for chunk in plan.prefills]
 
 
 def test_schedule_takes_decodes_first_then_prefills() -> None:
@@ -38,11 +40,10 @@ def test_schedule_takes_decodes_first_then_prefills() -> None:
     for request_id in range(2):
         scheduler.add(make_sequence(request_id, prompt=5))
     plan = step(scheduler)
-    assert (ids(plan.decodes), ids(plan.prefills)) == ([], [(0, 5), (1, 5)])
+    assert (ids(plan.decodes), chunks(plan)) == ([], [(0, 5), (1, 5)])
     scheduler.add(make_sequence(2, prompt=6))
     plan = scheduler.schedule()
-    assert (ids(plan.decodes), ids(plan.prefills)) == ([(0, 1), (1, 1)], [(2, 6)])
-    assert [s.sequence.request_id for s in plan] == [0, 1, 2]
+    assert (ids(plan.decodes), chunks(plan)) == ([0, 1], [(2, 6)])
     assert (len(plan), plan.num_prefill_tokens) == (3, 6)
 
 
@@ -52,12 +53,12 @@ def test_schedule_cuts_prompts_to_the_budget() -> None:
     step(scheduler)
     scheduler.add(make_sequence(1, prompt=25))
     scheduler.add(make_sequence(2, prompt=3))
-    assert ids(step(scheduler).prefills) == [(1, 9)]
-    assert ids(step(scheduler).prefills) == [(1, 9)]
+    assert chunks(step(scheduler)) == [(1, 9)]
+    assert chunks(step(scheduler)) == [(1, 9)]
     plan = step(scheduler)
-    assert (ids(plan.decodes), ids(plan.prefills)) == ([(0, 1)], [(1, 7), (2, 2)])
+    assert (ids(plan.decodes), chunks(plan)) == ([0], [(1, 7), (2, 2)])
     plan = step(scheduler)
-    assert (ids(plan.decodes), ids(plan.prefills)) == ([(0, 1), (1, 1)], [(2, 1)])
+    assert (ids(plan.decodes), chunks(plan)) == ([0, 1], [(2, 1)])
     assert scheduler.counters.prefill_chunks == 1 + 3 + 2
 
 
@@ -66,11 +67,11 @@ def test_update_samples_only_after_the_last_chunk() -> None:
     sequence = make_sequence(0, prompt=12)
     scheduler.add(sequence)
     plan = scheduler.schedule()
-    assert [s.needs_sample for s in plan] == [False]
+    assert [chunk.needs_sample for chunk in plan.prefills] == [False]
     assert scheduler.update(plan, []) == []
     assert sequence.num_computed_tokens == 8
     plan = scheduler.schedule()
-    assert [s.needs_sample for s in plan] == [True]
+    assert [chunk.needs_sample for chunk in plan.prefills] == [True]
     assert scheduler.update(plan, [TOKEN]) == [(sequence, TOKEN, None)]
     assert (sequence.num_computed_tokens, sequence.num_output_tokens) == (12, 1)
 
@@ -79,7 +80,7 @@ def test_schedule_admits_no_more_than_max_num_seqs() -> None:
     scheduler = make_scheduler(max_num_seqs=2)
     for request_id in range(3):
         scheduler.add(make_sequence(request_id, prompt=2))
-    assert ids(step(scheduler).prefills) == [(0, 2), (1, 2)]
+    assert chunks(step(scheduler)) == [(0, 2), (1, 2)]
     assert len(scheduler.waiting) == 1
 
 
@@ -90,8 +91,8 @@ def test_schedule_admits_whole_prompts_only() -> None:
     step(scheduler)
     # 5 of 8 blocks are held; the other needs 3 and the watermark's one, though only the rest
     # of the budget would be computed of it now.
-    assert ids(step(scheduler).prefills) == [(0, 8)]
-    assert ids(step(scheduler).prefills) == [(0, 4)]
+    assert chunks(step(scheduler)) == [(0, 8)]
+    assert chunks(step(scheduler)) == [(0, 4)]
     assert [s.request_id for s in scheduler.waiting] == [1]
     assert scheduler.allocator.num_free == 3
 
@@ -105,14 +106,14 @@ def test_schedule_keeps_the_watermark_free_on_admission() -> None:
     scheduler = make_scheduler(num_blocks=20, watermark_ratio=0.5)
     for request_id in range(3):
         scheduler.add(make_sequence(request_id, prompt=16))
-    assert ids(step(scheduler).prefills) == [(0, 16), (1, 16)]
+    assert chunks(step(scheduler)) == [(0, 16), (1, 16)]
     assert scheduler.allocator.num_free == 12
 
 
 def test_schedule_waives_the_watermark_when_nothing_runs() -> None:
     scheduler = make_scheduler(num_blocks=4, watermark_ratio=0.5)
     scheduler.add(make_sequence(0, prompt=13, max_tokens=3))
-    assert ids(step(scheduler).prefills) == [(0, 13)]
+    assert chunks(step(scheduler)) == [(0, 13)]
 
 
 def test_schedule_lets_nobody_pass_the_first_in_order() -> None:
@@ -121,7 +122,7 @@ def test_schedule_lets_nobody_pass_the_first_in_order() -> None:
     step(scheduler)
     scheduler.add(make_sequence(1, prompt=20))
     scheduler.add(make_sequence(2, prompt=1))
-    assert ids(step(scheduler).prefills) == []
+    assert chunks(step(scheduler)) == []
     assert [s.request_id for s in scheduler.waiting] == [1, 2]
 
 
@@ -142,7 +143,7 @@ def test_a_late_arrival_of_higher_priority_takes_its_place_among_the_running() -
     scheduler.add(make_sequence(1, priority=1))
     step(scheduler)
     assert [s.request_id for s in scheduler.running] == [1, 0]
-    assert ids(step(scheduler).decodes) == [(1, 1), (0, 1)]
+    assert ids(step(scheduler).decodes) == [1, 0]
 
 
 def test_preemption_takes_the_last_in_order() -> None:
@@ -154,15 +155,15 @@ def test_preemption_takes_the_last_in_order() -> None:
     assert [s.request_id for s in scheduler.running] == [9, 0, 1]
     assert scheduler.allocator.num_free == 1
     plan = step(scheduler)
-    assert ids(plan.decodes) == [(9, 1), (0, 1), (1, 1)]
+    assert ids(plan.decodes) == [9, 0, 1]
     plan = step(scheduler)
     # 0 needs its third block, and 1 has to give back its two.
-    assert ids(plan.decodes) == [(9, 1), (0, 1)]
+    assert ids(plan.decodes) == [9, 0]
     assert [s.request_id for s in scheduler.waiting] == [1]
     assert scheduler.counters.preemptions == {"recompute": 1}
     assert not scheduler.counters.recomputed_tokens, "not before it comes back"
     scheduler.finish(scheduler.running[0])
-    assert ids(step(scheduler).prefills) == [(1, 9)]
+    assert chunks(step(scheduler)) == [(1, 9)]
     assert scheduler.counters.recomputed_tokens.total() == 8
 
 
@@ -170,11 +171,11 @@ def test_a_sequence_preempts_itself_when_it_is_the_last() -> None:
     scheduler = make_scheduler(num_blocks=3)
     for request_id in range(2):
         scheduler.add(make_sequence(request_id, prompt=4 - request_id))
-    assert ids(step(scheduler).prefills) == [(0, 4), (1, 3)]
-    assert ids(step(scheduler).decodes) == [(0, 1), (1, 1)]
+    assert chunks(step(scheduler)) == [(0, 4), (1, 3)]
+    assert ids(step(scheduler).decodes) == [0, 1]
     assert scheduler.allocator.num_free == 0
     # 0 has room for its sixth token; 1 has none for its fifth.
-    assert ids(step(scheduler).decodes) == [(0, 1)]
+    assert ids(step(scheduler).decodes) == [0]
     assert [s.request_id for s in scheduler.waiting] == [1]
     assert scheduler.allocator.num_free == 1
 
@@ -195,7 +196,7 @@ def test_a_preempted_sequence_keeps_its_place_and_its_tokens() -> None:
     assert known == 7 + second.num_output_tokens > 7
     while first.status is SequenceStatus.RUNNING:
         step(scheduler)
-    assert ids(step(scheduler).prefills) == [(1, known), (2, 2)]
+    assert chunks(step(scheduler)) == [(1, known), (2, 2)]
 
 
 def test_a_sequence_in_prefill_can_be_preempted() -> None:
@@ -232,6 +233,17 @@ def test_finish_frees_the_blocks_of_a_sequence(phase: str) -> None:
     scheduler.check_integrity()
     assert sequence.status is SequenceStatus.FINISHED
     assert scheduler.allocator.num_used == 0 and not scheduler.has_work
+
+
+@pytest.mark.parametrize("tokens", [[], [TOKEN], [TOKEN] * 3])
+def test_update_wants_a_token_for_each_taker(tokens: list[int]) -> None:
+    scheduler = make_scheduler()
+    for request_id in range(2):
+        scheduler.add(make_sequence(request_id, prompt=3))
+    step(scheduler)
+    plan = scheduler.schedule()
+    with pytest.raises(AssertionError, match="too (few|many) tokens"):
+        scheduler.update(plan, tokens)
 
 
 def test_update_ends_a_sequence_at_its_longest() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo import kernels
 from octavo.execution.logprobs import TokenLogprobs, token_logprobs
+from octavo.kernels.cpu import Library
 from octavo.scheduling.sequence import ScheduledSequence, Sequence, StepPlan
 
 NOT_FINITE = "the model's logits are not finite"
@@ -32,70 +33,116 @@ class SampledTokens:
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     faults: list[str | None]
-    prompts: list[PromptLogprobs]
+    prompts: Rows[PromptLogprobs]
 
 
-def sample_plan(plan: StepPlan, logits: Tensor) -> SampledTokens:
-    """The next token of each taker. logits [N, V] float32 of the plan's `num_logits` tokens, in
-    its order; may be changed."""
-    rows: list[int] = []  # of each taker's logits
-    prompts: list[PromptLogprobs] = []
-    end = 0
-    for scheduled in plan:
-        begin, end = end, end + scheduled.num_logits
-        rows += [end - 1] * len(scheduled.takers)
-        if scheduled.sequence.wants_prompt_logprobs:
-            prompts.append(_prompt_logprobs(scheduled, logits[begin:end]))
-    takers = plan.takers
-    if not takers:
-        return SampledTokens([], [], [], prompts)
-    own = logits if rows == list(range(len(logits))) else logits[rows]
-    return sample_tokens(takers, own, prompts)
+class Sampler:
+    """Remembers what the parameters of a step's takers ask for, while these are the same."""
+
+    def __init__(self, library: Library | None = None) -> None:
+        """library: what computes; the reference operators without."""
+        self._greedy = kernels.greedy if library is None else library.greedy
+        self._wishes = _Wishes.of([])
+
+    def sample_plan(self, plan: StepPlan, logits: Tensor) -> SampledTokens:
+        """The next token of each taker. logits [N, V] float32 of the plan's tokens whose logits
+        are wanted, in its order; may be changed."""
+        if not plan.prefills:
+            return self.sample(plan.decodes, logits)
+        rows = list(range(len(plan.decodes)))  # of each taker's logits
+        prompts: list[PromptLogprobs] = []
+        end = len(rows)
+        for chunk in plan.prefills:
+            begin, end = end, end + chunk.num_logits
+            rows += [end - 1] * len(chunk.takers)
+            if chunk.sequence.wants_prompt_logprobs:
+                prompts.append(_prompt_logprobs(chunk, logits[begin:end]))
+        if not rows:
+            return SampledTokens([], [], [], prompts)
+        own = logits if rows == list(range(len(logits))) else logits[rows]
+        return self.sample(plan.takers, own, prompts)
+
+    def sample(
+        self, sequences: list[Sequence], logits: Tensor, prompts: Rows[PromptLogprobs] = ()
+    ) -> SampledTokens:
+        """The next token of each sequence. logits [S, V] float32; may be changed."""
+        if sequences != self._wishes.sequences:
+            self._wishes = _Wishes.of(sequences)
+        wishes = self._wishes
+        raw = logits[wishes.reporting] if wishes.reporting else None
+        chosen, is_finite = self._greedy(logits)
+        faults = [None if finite else NOT_FINITE for finite in is_finite.tolist()]
+        if wishes.adjusting and _adjust(wishes, logits, faults):
+            chosen, _ = self._greedy(logits)
+        if wishes.drawing is not None:
+            chosen = wishes.drawing.draw(sequences, logits)
+        token_ids = chosen.tolist()
+        logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
+        if raw is not None:
+            rows = wishes.reporting
+            counts = [sequences[row].params.logprobs or 0 for row in rows]
+            entries = token_logprobs(raw, [token_ids[row] for row in rows], counts)
+            for row, entry in zip(rows, entries, strict=True):
+                logprobs[row] = entry
+        return SampledTokens(token_ids, logprobs, faults, prompts)
 
 
-def sample_tokens(
-    sequences: Rows[Sequence], logits: Tensor, prompts: Rows[PromptLogprobs] = ()
-) -> SampledTokens:
-    """The next token of each sequence. logits [S, V] float32; may be changed."""
-    asking = [row for row, s in enumerate(sequences) if s.params.logprobs is not None]
-    raw = logits[asking]
-    faults: list[str | None] = [
-        None if is_finite else NOT_FINITE for is_finite in logits.amax(-1).isfinite().tolist()
-    ]
-    if _restrict(sequences, logits):
-        for row, best in enumerate(logits.amax(-1).tolist()):
-            if best == -torch.inf and faults[row] is None:
-                faults[row] = ALL_FORBIDDEN
-    _penalize(sequences, logits)
-    params = [sequence.params for sequence in sequences]
-    token_ids = kernels.sample(
-        logits,
-        torch.tensor([p.temperature for p in params], dtype=torch.float32),
-        torch.tensor([p.top_k for p in params], dtype=torch.int64),
-        torch.tensor([p.top_p for p in params], dtype=torch.float32),
-        torch.tensor([p.min_p for p in params], dtype=torch.float32),
-        torch.from_numpy(
-            uniform_numbers([p.seed or 0 for p in params], [s.num_output_tokens for s in sequences])
-        ),
-    ).tolist()
-    logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
-    if asking:
-        chosen = [token_ids[row] for row in asking]
-        counts = [params[row].logprobs or 0 for row in asking]
-        for row, entry in zip(asking, token_logprobs(raw, chosen, counts), strict=True):
-            logprobs[row] = entry
-    return SampledTokens(token_ids, logprobs, faults, list(prompts))
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """Parameters of kernels.sample, a row for each sequence; the greedy ones are among them."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seeds: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, sequences: Rows[Sequence]) -> "_Drawing":
+        params = [sequence.params for sequence in sequences]
+        return cls(
+            torch.tensor([p.temperature for p in params], dtype=torch.float32),
+            torch.tensor([p.top_k for p in params], dtype=torch.int64),
+            torch.tensor([p.top_p for p in params], dtype=torch.float32),
+            torch.tensor([p.min_p for p in params], dtype=torch.float32),
+            np.array([(p.seed or 0) % 2**64 for p in params], dtype=np.uint64),
+        )
+
+    def draw(self, sequences: Rows[Sequence], logits: Tensor) -> Tensor:
+        indices = np.array([s.num_output_tokens for s in sequences], dtype=np.uint64)
+        uniform = torch.from_numpy(uniform_numbers(self.seeds, indices))
+        return kernels.sample(logits, self.temperature, self.top_k, self.top_p, self.min_p, uniform)
 
 
-def uniform_numbers(seeds: Rows[int], indices: Rows[int]) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """What the parameters of `sequences` ask for beyond the most likely token, by row."""
+
+    sequences: list[Sequence]
+    reporting: list[int]  # log probabilities
+    adjusting: list[int]  # another logit for some tokens
+    drawing: _Drawing | None  # None: all are greedy
+
+    @classmethod
+    def of(cls, sequences: list[Sequence]) -> "_Wishes":
+        rows = list(enumerate(sequences))
+        return cls(
+            sequences=list(sequences),
+            reporting=[row for row, s in rows if s.params.logprobs is not None],
+            adjusting=[row for row, s in rows if _adjusts(s)],
+            drawing=None if all(s.params.is_greedy for s in sequences) else _Drawing.of(sequences),
+        )
+
+
+def uniform_numbers(seeds: NDArray[np.uint64], indices: NDArray[np.uint64]) -> NDArray[np.float64]:
     """A number in [0, 1) for each (seed, index of the output token), float64.
 
     Two rounds of SplitMix64's finalizer (Steele et al., 2014), a function of the pair alone:
     the same alone and in a batch, before and after a preemption. 32 bits of it, so that no
     product with a sum of probabilities rounds up to that sum.
     """
-    state = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
-    for addend in (np.uint64(0), np.array(indices, dtype=np.uint64)):
+    state = seeds
+    for addend in (np.uint64(0), indices):
         state = state + (addend + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -114,20 +161,42 @@ def _prompt_logprobs(scheduled: ScheduledSequence, logits: Tensor) -> PromptLogp
     return PromptLogprobs(sequence, first, token_logprobs(logits[: len(known)], known, counts))
 
 
-def _restrict(sequences: Rows[Sequence], logits: Tensor) -> bool:
-    """Sets the logits of tokens that must not be chosen to −∞, in place. False if no sequence
-    restricts anything."""
-    restricts = False
-    for row, sequence in enumerate(sequences):
-        allowed, forbidden = sequence.params.allowed_token_ids, _forbidden(sequence)
-        if allowed is not None:
-            kept = logits[row, list(allowed)]
-            logits[row] = -torch.inf
-            logits[row, list(allowed)] = kept
-        if forbidden:
-            logits[row, forbidden] = -torch.inf
-        restricts |= allowed is not None or bool(forbidden)
-    return restricts
+def _adjusts(sequence: Sequence) -> bool:
+    params = sequence.params
+    return bool(
+        params.allowed_token_ids is not None
+        or sequence.bad_words
+        or params.min_tokens
+        or params.logit_bias
+        or params.has_penalties
+    )
+
+
+def _adjust(wishes: _Wishes, logits: Tensor, faults: list[str | None]) -> bool:
+    """Restricts and penalizes, in place; whoever is left without a token gets a fault. False if
+    there was nothing to do in this step."""
+    adjusted = False
+    for row in wishes.adjusting:
+        sequence, own = wishes.sequences[row], logits[row]
+        restricted = _restrict(sequence, own)
+        if restricted and faults[row] is None and own.max() == -torch.inf:
+            faults[row] = ALL_FORBIDDEN
+        penalized = _penalize(sequence, own)
+        adjusted |= restricted or penalized
+    return adjusted
+
+
+def _restrict(sequence: Sequence, logits: Tensor) -> bool:
+    """Sets the logits [V] of tokens that must not be chosen to −∞, in place. False if there are
+    none."""
+    allowed, forbidden = sequence.params.allowed_token_ids, _forbidden(sequence)
+    if allowed is not None:
+        kept = logits[list(allowed)]
+        logits.fill_(-torch.inf)
+        logits[list(allowed)] = kept
+    if forbidden:
+        logits[forbidden] = -torch.inf
+    return allowed is not None or bool(forbidden)
 
 
 def _forbidden(sequence: Sequence) -> list[int]:
@@ -146,20 +215,22 @@ def _forbidden(sequence: Sequence) -> list[int]:
     return forbidden
 
 
-def _penalize(sequences: Rows[Sequence], logits: Tensor) -> None:
-    """Adds each sequence's bias and takes off its penalties, in place."""
-    for row, sequence in enumerate(sequences):
-        params = sequence.params
-        if params.logit_bias:
-            ids = list(params.logit_bias)
-            logits[row, ids] += torch.tensor(list(params.logit_bias.values()))
-        if params.has_penalties:
-            seen, count = np.unique(sequence.token_ids, return_counts=True)
-            num_prompt = sequence.num_prompt_tokens
-            output, times = np.unique(sequence.token_ids[num_prompt:], return_counts=True)
-            count[:] = 0
-            count[np.searchsorted(seen, output)] = times
-            kernels.penalize(
-                logits[row], torch.from_numpy(seen), torch.from_numpy(count),
-                params.repetition_penalty, params.frequency_penalty, params.presence_penalty,
-            )  # fmt: skip
+def _penalize(sequence: Sequence, logits: Tensor) -> bool:
+    """Adds the sequence's bias to its logits [V] and takes off its penalties, in place. False if
+    it has neither."""
+    params = sequence.params
+    if params.logit_bias:
+        ids = list(params.logit_bias)
+        logits[ids] += torch.tensor(list(params.logit_bias.values()))
+    if params.has_penalties:
+        seen, count = np.unique(sequence.token_ids, return_counts=True)
+        output, times = np.unique(
+            sequence.token_ids[sequence.num_prompt_tokens :], return_counts=True
+        )
+        count[:] = 0
+        count[np.searchsorted(seen, output)] = times
+        kernels.penalize(
+            logits, torch.from_numpy(seen), torch.from_numpy(count),
+            params.repetition_penalty, params.frequency_penalty, params.presence_penalty,
+        )  # fmt: skip
+    return bool(params.logit_bias) or params.has_penalties

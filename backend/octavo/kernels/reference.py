@@ -85,6 +85,14 @@ def penalize(
     logits[token_ids] = seen - frequency * counts - presence * (counts > 0)
 
 
+def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row of logits [S, V] the most likely token, of equal ones the first, [S] int64, and
+    whether its logit is finite, [S] bool: false with any NaN or +∞ in the row, or with −∞ alone.
+    """
+    token_ids = logits.argmax(-1)  # of a NaN, if there is one
+    return token_ids, logits.gather(1, token_ids[:, None]).squeeze(1).isfinite()
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,

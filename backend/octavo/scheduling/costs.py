@@ -20,15 +20,16 @@ class RestoreCosts:
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learns from a step that has run. Of a mixed step the prefill's part is what it took
         beyond a step of decodes alone."""
-        num_tokens = plan.num_prefill_tokens
-        if num_tokens == 0:
+        if not plan.prefills:
             self._decode_s = _average(self._decode_s, elapsed_s)
             return
         if plan.decodes:
             if self._decode_s is None or elapsed_s <= self._decode_s:
                 return
             elapsed_s -= self._decode_s
-        self._prefill_s_per_token = _average(self._prefill_s_per_token, elapsed_s / num_tokens)
+        self._prefill_s_per_token = _average(
+            self._prefill_s_per_token, elapsed_s / plan.num_prefill_tokens
+        )
 
     def recompute_s(self, num_tokens: int) -> float:
         """To compute tokens again. Infinite before any have been computed: nothing is known."""

@@ -21,6 +21,8 @@ from octavo.scheduling.sequence import (
 )
 from octavo.scheduling.tiers import Tiers
 
+StepOutput = tuple[Sequence, int, FinishReason | None]  # its token, and why it ends if it does
+
 # As many waiting sequences may have blocks on their way from a tier before their turn.
 _PREFETCHED = 4
 
@@ -62,6 +64,7 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.costs = RestoreCosts(block_size, tiers)
         self._namespace = namespace
+        self._window = window
         self._tiers = tiers
         self._reuse = BlockReuse(self.allocator, block_size, window, self.costs, tiers)
         self._preemption = Preemption(
@@ -117,26 +120,21 @@ class Scheduler:
         self.counters.saved_blocks += len(plan.block_saves)
         return plan
 
-    def update(
-        self, plan: StepPlan, sampled: Iterable[int]
-    ) -> list[tuple[Sequence, int, FinishReason | None]]:
+    def update(self, plan: StepPlan, sampled: Iterable[int]) -> list[StepOutput]:
         """Books a step that has run. `sampled` has one token for each of the plan's takers.
         Returns what each of those got."""
-        outputs = []
         tokens = iter(sampled)
-        for scheduled in plan:
-            sequence, takers = scheduled.sequence, scheduled.takers
-            sequence.num_computed_tokens += scheduled.num_tokens
-            self._register_full_blocks(sequence, scheduled.num_tokens)
-            self._give_back(sequence)
-            self._fork(sequence, takers[1:])
-            for taker in takers:
-                token_id = next(tokens)
-                taker.token_ids.append(token_id)
-                reason = taker.finish_reason_after(token_id)
-                if reason is not None:
-                    self.finish(taker)
-                outputs.append((taker, token_id, reason))
+        outputs = []
+        for sequence, token_id in zip(plan.decodes, tokens, strict=False):
+            self._computed(sequence, 1)
+            outputs.append(self._take(sequence, token_id))
+        assert len(outputs) == len(plan.decodes), "too few tokens"
+        for chunk in plan.prefills:
+            takers = chunk.takers
+            self._computed(chunk.sequence, chunk.num_tokens)
+            self._fork(chunk.sequence, takers[1:])
+            outputs += [self._take(taker, next(tokens)) for taker in takers]
+        assert next(tokens, None) is None, "too many tokens"
         return outputs
 
     def check_integrity(self) -> None:
@@ -163,16 +161,18 @@ class Scheduler:
 
     def _schedule_decodes(self, plan: StepPlan) -> None:
         """One token for each decoding sequence; if blocks run out, others are preempted."""
-        while (short := self._blocks_to_write() - self.allocator.num_free) > 0:
+        while True:
+            decodes, growing, sharing = self._find_decodes()
+            short = self._num_blocks_lacking(growing, sharing) - self.allocator.num_free
+            if short <= 0:
+                break
             self._preempt(self._preemption.victim(self.running), f"decodes lack {short} blocks")
-        for sequence in self.running:
-            if sequence.is_decoding:
-                if self._must_copy(sequence):
-                    plan.block_copies.append(self._copy_last_block(sequence))
-                missing = self._blocks_missing(sequence)
-                if missing:
-                    sequence.block_table += self.allocator.allocate(missing, "decode")
-                plan.decodes.append(ScheduledSequence(sequence, 1))
+        for sequence in sharing:
+            if self.allocator.is_shared(sequence.block_table[-1]):
+                plan.block_copies.append(self._copy_last_block(sequence))
+        for sequence in growing:
+            sequence.block_table += self.allocator.allocate(1, "decode")
+        plan.decodes.extend(decodes)
 
     def _admit_next(self, plan: StepPlan) -> Sequence | None:
         """Moves the first waiting sequence that can run to the running ones. Those that wait for
@@ -246,14 +246,26 @@ class Scheduler:
     def _uses_prefix_cache(self, sequence: Sequence) -> bool:
         return self.enable_prefix_caching and sequence.params.cache
 
+    def _take(self, taker: Sequence, token_id: int) -> StepOutput:
+        taker.token_ids.append(token_id)
+        reason = taker.finish_reason_after(token_id)
+        if reason is not None:
+            self.finish(taker)
+        return taker, token_id, reason
+
+    def _computed(self, sequence: Sequence, num_tokens: int) -> None:
+        """Books `num_tokens` more tokens of a sequence."""
+        sequence.num_computed_tokens += num_tokens
+        has_filled_a_block = sequence.num_computed_tokens % self.block_size < num_tokens
+        if has_filled_a_block and self._uses_prefix_cache(sequence):
+            self._register_full_blocks(sequence, num_tokens)
+        if self._window is not None:
+            self._give_back(sequence)
+
     def _register_full_blocks(self, sequence: Sequence, num_tokens: int) -> None:
         """Lets later sequences find the blocks that the last `num_tokens` tokens have filled."""
-        if not self._uses_prefix_cache(sequence):
-            return
         computed = sequence.num_computed_tokens
         first = (computed - num_tokens) // self.block_size
-        if first == computed // self.block_size:
-            return
         contents = sequence.contents_of(computed, self.block_size)
         for index in range(first, len(contents)):
             block, content = sequence.block_table[index], contents[index]
@@ -284,12 +296,6 @@ class Scheduler:
             fork.num_cached_tokens = sequence.num_cached_tokens
             fork.status = SequenceStatus.RUNNING
             bisect.insort(self.running, fork, key=_order)
-
-    def _must_copy(self, sequence: Sequence) -> bool:
-        """Whether the next token's slot is in a block that others read too."""
-        index = (len(sequence.token_ids) - 1) // self.block_size
-        table = sequence.block_table
-        return index < len(table) and self.allocator.is_shared(table[index])
 
     def _copy_last_block(self, sequence: Sequence) -> tuple[int, int]:
         """Gives the sequence a block of its own in place of its shared last one: (from, to)."""
@@ -327,18 +333,33 @@ class Scheduler:
         needed = -(-len(sequence.token_ids) // self.block_size)
         return needed - len(sequence.block_table)
 
-    def _blocks_to_write(self) -> int:
-        """Blocks that the decodes of a step take from the pool. Of those who write to one shared
-        block the last needs no copy, if nobody else reads it."""
-        needed, writers = 0, Counter[int]()
+    def _find_decodes(self) -> tuple[list[Sequence], list[Sequence], list[Sequence]]:
+        """(all, of these those whose blocks are full, those whose next slot is in a block that
+        others read)."""
+        decodes: list[Sequence] = []
+        growing: list[Sequence] = []
+        sharing: list[Sequence] = []
         for sequence in self.running:
-            if sequence.is_decoding:
-                needed += self._blocks_missing(sequence)
-                if self._must_copy(sequence):
-                    writers[sequence.block_table[-1]] += 1
-        for block, count in writers.items():
-            needed += count - (count == self.allocator.num_references(block))
-        return needed
+            if not sequence.is_decoding:
+                continue
+            decodes.append(sequence)
+            table = sequence.block_table
+            if sequence.num_computed_tokens == len(table) * self.block_size:
+                growing.append(sequence)
+            elif self.allocator.is_shared(table[-1]):
+                sharing.append(sequence)
+        return decodes, growing, sharing
+
+    def _num_blocks_lacking(self, growing: list[Sequence], sharing: list[Sequence]) -> int:
+        """Of those who write to one shared block the last needs no copy, if nobody else reads
+        it."""
+        if not sharing:
+            return len(growing)
+        writers = Counter(sequence.block_table[-1] for sequence in sharing)
+        return len(growing) + sum(
+            count - (count == self.allocator.num_references(block))
+            for block, count in writers.items()
+        )
 
     @property
     def _num_places_taken(self) -> int:

@@ -1,6 +1,5 @@
 """A sequence: one request's tokens, its blocks, and how far it has been computed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
@@ -92,7 +91,8 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_pending_tokens == 1 and self.num_output_tokens > 0
+        known = len(self.token_ids)
+        return known - self.num_computed_tokens == 1 and known > self.num_prompt_tokens
 
     @property
     def num_places(self) -> int:
@@ -145,7 +145,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """`num_tokens` tokens of `sequence`, from its first uncomputed one, run in this step."""
+    """A chunk of a prompt: `num_tokens` of `sequence`, from its first uncomputed one on."""
 
     sequence: Sequence
     num_tokens: int
@@ -172,7 +172,8 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes: decodes first, then chunks of prompts. Before that, in this order:
+    """What one step computes: first one token, the last known, of each sequence of `decodes`, then
+    the chunks of prompts of `prefills`. Before that, in this order:
 
     block_saves: blocks whose content goes to the tiers by its key, since they are evicted
     block_writes: blocks of prompts, whose content goes to the tiers that outlive the engine
@@ -180,16 +181,12 @@ class StepPlan:
     block_loads: (to, what a tier held)
     """
 
-    decodes: list[ScheduledSequence]
+    decodes: list[Sequence]
     prefills: list[ScheduledSequence]
     block_copies: list[tuple[int, int]] = field(default_factory=list)
     block_saves: list[tuple[int, BlockKey]] = field(default_factory=list)
     block_writes: list[tuple[int, BlockKey]] = field(default_factory=list)
     block_loads: "list[tuple[int, Row]]" = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[ScheduledSequence]:
-        yield from self.decodes
-        yield from self.prefills
 
     def __len__(self) -> int:
         return len(self.decodes) + len(self.prefills)
@@ -197,7 +194,7 @@ class StepPlan:
     @property
     def takers(self) -> list[Sequence]:
         """Who gets a token of this step, in the order of its logits."""
-        return [taker for scheduled in self for taker in scheduled.takers]
+        return self.decodes + [taker for chunk in self.prefills for taker in chunk.takers]
 
     @property
     def num_prefill_tokens(self) -> int:
