@@ -19,6 +19,7 @@ import torch
 from octavo import __version__
 from octavo.benchmarks.engine_speed import Line, Options
 from octavo.benchmarks.read_probe import ReadProbe
+from octavo.benchmarks.shapes import decoder_shape
 from octavo.benchmarks.step_times import StepTimes, timing_steps
 from octavo.benchmarks.worker import serve
 from octavo.benchmarks.workloads import (
@@ -137,11 +138,7 @@ def roofline_of(line: Line, workload: Workload, engine: Engine, read_bytes_per_s
 
 def weight_bytes(engine: Engine) -> int:
     """As they are stored. What a quantized format adds has its place here."""
-    model = engine.runner.model_config
-    shape = roofline.DecoderShape(
-        model.hidden_size, model.intermediate_size, model.num_layers, model.num_heads,
-        model.num_kv_heads, model.head_dim, model.vocab_size,
-    )  # fmt: skip
+    shape = decoder_shape(engine.runner.model_config)
     bits = 8 * engine.runner.dtype.itemsize
     return roofline.weight_bytes(shape, roofline.WeightWidth(bits))
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from octavo.benchmarks.compare import RATIO_RULE
+from octavo.benchmarks.kernel_speed import OPS
 from octavo.benchmarks.weight_bits import RULE
 from octavo.benchmarks.workloads import DEFAULT_NAMES
 
@@ -25,6 +26,15 @@ _ENGINE_HELP = "\n\n".join(
         "same after one request with that beginning.",
         "The engine runs in a process of this command, without a server.",
         "Try: octavo bench engine --model my-llama --workloads p128-g128-c1,p128-g128-c8",
+    )
+)
+_KERNELS_HELP = "\n\n".join(
+    (
+        "Speed of each kernel in each shape and format, and its share of the machine's peak.",
+        "Weights and KV memory are rotated over 256 MiB, so that they come from memory as in a "
+        "step of the engine. The peak is measured in the same run: read bandwidth where memory "
+        "is the limit, products of large matrices where computing is.",
+        "Try: octavo bench kernels --ops linear --model my-llama",
     )
 )
 _COMPARE_HELP = "\n\n".join(
@@ -150,6 +160,41 @@ def engine(
     raise typer.Exit(command.run(options, named, assignments or [], json_file))
 
 
+def kernels(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint whose shapes are measured.",
+            show_default="TinyLlama 1.1B's shapes",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OP,...",
+            help="Ops, repeatable.",
+            show_default=", ".join(OPS),
+            rich_help_panel=_LOAD,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"],
+        typer.Option(help="Type of plain weights and activations.", rich_help_panel=_ENGINE),
+    ] = "bfloat16",
+    threads: Threads = None,
+    json_file: JSONFile = None,
+) -> None:
+    from octavo.benchmarks.kernel_speed import Options
+    from octavo.cli import bench_kernels as command
+    from octavo.cli.bench_options import split_list
+
+    options = Options(
+        model=model, ops=tuple(split_list(ops)) or OPS, dtype=dtype, num_threads=threads
+    )
+    raise typer.Exit(command.run(options, json_file))
+
+
 def compare(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="JSON lines of any of the engines.")
@@ -173,7 +218,8 @@ def compare(
 
 
 def register(app: typer.Typer) -> None:
+    app.command(help=_ENGINE_HELP, epilog=_EPILOG)(engine)
+    app.command(help=_KERNELS_HELP, epilog=_EPILOG)(kernels)
     app.command(help=_COMPARE_HELP, epilog="Exit codes: 0 shown, 1 it could not, 2 wrong usage.")(
         compare
     )
-    app.command(help=_ENGINE_HELP, epilog=_EPILOG)(engine)
