@@ -117,10 +117,12 @@ class Cases:
         cache = KVCache.allocate(layout, sequences * blocks, torch.device("cpu"))
         slots = torch.arange(sequences * blocks * _BLOCK_SIZE)
         kv = self._random(len(slots), shape.num_kv_heads, shape.head_dim)
-        for layer in cache.layers:
-            kernels.store_kv(
-                kv, kv, layer.keys, layer.values, slots, layer.key_scales, layer.value_scales
-            )
+        first = cache.layers[0]
+        kernels.store_kv(
+            kv, kv, first.keys, first.values, slots, first.key_scales, first.value_scales
+        )
+        by_layer = cache.storage.view(sequences * blocks, layers, -1)
+        by_layer[:, 1:] = by_layer[:, :1]
         query = self._random(sequences * query_tokens, shape.num_heads, shape.head_dim)
         tables = torch.randperm(sequences * blocks).view(sequences, blocks)
         query_start = torch.arange(sequences + 1) * query_tokens

@@ -11,12 +11,12 @@ Line = dict[str, Any]
 
 OPS = ("linear", "attention_decode", "attention_prefill", "add_rms_norm", "silu_mul", "sample")
 DEFINITIONS = {
-    "time_us": "one call through octavo.kernels, its overhead included: the median over passes",
+    "time_us": "one call through octavo.kernels, its overhead included: the median over calls",
     "gbs, gflops": "what the call must move, and compute, per second",
     "share_ratio": "the shortest time that the peaks allow / the time",
     "bound": "the peak that sets the shortest time: read bandwidth or products of matrices",
-    "rotated_mib": "a pass takes turns through that much of weights, KV memory or inputs. Less "
-    "than the last level cache: the row is of a cache and can exceed its share",
+    "rotated_mib": "calls take turns through that much of weights, KV memory or inputs. Less than "
+    "the last level cache: the row is of a cache and can exceed its share",
 }
 
 

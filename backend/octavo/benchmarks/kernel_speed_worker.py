@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +27,7 @@ from octavo.planner.roofline import DecoderShape
 
 # Of TinyLlama/TinyLlama-1.1B-Chat-v1.0.
 _DEFAULT_SHAPE = DecoderShape(2048, 5632, 22, 32, 4, 64, 32_000)
-_PASSES = 3
+_WARM_UP_CALLS, _LEAST_CALLS = 2, 5
 
 
 @torch.inference_mode()
@@ -46,25 +47,27 @@ def measure(options: Options) -> Iterator[Line]:
         for case in cases.of(op):
             if case.kind not in matrix_peaks:
                 matrix_peaks[case.kind] = matrix_flops_per_s(case.kind)
-            elapsed_s, passes = time_of(case, options.min_s)
-            yield _line(case, elapsed_s, passes, bandwidth, matrix_peaks[case.kind])
+            elapsed_s, calls = time_of(case, options.min_s)
+            yield _line(case, elapsed_s, calls, bandwidth, matrix_peaks[case.kind])
 
 
 def time_of(case: Case, min_s: float) -> tuple[float, int]:
-    """Seconds of a call, median over passes through all inputs, and the passes."""
-    for inputs in case.inputs:
+    """Seconds of a call, median, and how many there were. Calls take turns through the inputs, so
+    that each finds its own where it lay longest ago."""
+    turns = cycle(case.inputs)
+    for inputs in islice(turns, _WARM_UP_CALLS):
         case.act(*inputs)
-    passes: list[float] = []
-    began_s = time.perf_counter()
-    while len(passes) < _PASSES or time.perf_counter() - began_s < min_s:
-        pass_began_s = time.perf_counter()
-        for inputs in case.inputs:
-            case.act(*inputs)
-        passes.append((time.perf_counter() - pass_began_s) / len(case.inputs))
-    return median(passes), len(passes)
+    elapsed: list[float] = []
+    end_s = time.perf_counter() + min_s
+    while len(elapsed) < _LEAST_CALLS or time.perf_counter() < end_s:
+        inputs = next(turns)
+        began_s = time.perf_counter()
+        case.act(*inputs)
+        elapsed.append(time.perf_counter() - began_s)
+    return median(elapsed), len(elapsed)
 
 
-def _line(case: Case, elapsed_s: float, passes: int, bandwidth: float, matrix_peak: float) -> Line:
+def _line(case: Case, elapsed_s: float, calls: int, bandwidth: float, matrix_peak: float) -> Line:
     floor_s, bound = case.work.floor_s(bandwidth, matrix_peak)
     return {
         "op": case.op,
@@ -79,7 +82,7 @@ def _line(case: Case, elapsed_s: float, passes: int, bandwidth: float, matrix_pe
         "read_gbs": rounded(bandwidth / 1e9),
         "matrix_gflops": rounded(matrix_peak / 1e9),
         "rotated_mib": round(len(case.inputs) * case.copy_bytes / 2**20, 1),
-        "passes": passes,
+        "calls": calls,
     }
 
 

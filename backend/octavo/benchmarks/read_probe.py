@@ -6,6 +6,7 @@ asks for a measurement, a line of stdout is its bytes per second; the process en
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import TracebackType
@@ -26,7 +27,10 @@ class ReadProbe:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the bandwidth probe ended with {self._process.wait()}")
+        return float(answer)
 
     def __enter__(self) -> ReadProbe:
         return self
@@ -47,7 +51,11 @@ def main() -> None:
 
     torch.set_num_threads(int(sys.argv[1]))
     for _ in sys.stdin:
-        print(read_bytes_per_s(), flush=True)
+        answer = read_bytes_per_s()
+        try:
+            print(answer, flush=True)
+        except BrokenPipeError:  # who asked is gone
+            os._exit(0)
 
 
 if __name__ == "__main__":
