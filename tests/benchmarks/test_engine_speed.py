@@ -16,7 +16,6 @@ from octavo.benchmarks.engine_speed_worker import (
     measure,
     measure_workload,
     run_requests,
-    weight_bytes,
 )
 from octavo.benchmarks.step_times import StepTimes, timing_steps
 from octavo.benchmarks.workloads import parse_workload
@@ -63,7 +62,7 @@ def test_a_failed_workload_is_a_line_and_the_next_one_runs(lines: list[Line]) ->
 
 def test_bytes_and_roofline(lines: list[Line]) -> None:
     layer = (64 + 32 + 32) * 64 + 64 * 64 + 320 * 64 + 64 * 160
-    weights = 4 * (2 * layer + 512 * 64)
+    weights = 4 * (2 * layer + 512 * 64 + 5 * 64)  # with norms
     token = 2 * 2 * 2 * (16 + 2)  # layers, keys and values, heads: int8 numbers and a scale
     for line, read in ((lines[0], 3 * (9 + 1.5)), (lines[2], 32 + 2 * (4 + 0.5))):
         sequences = int(line["workload"][-1])
@@ -108,11 +107,22 @@ def test_no_further_run_begins_after_the_time(toy_folder: Path) -> None:
     assert measure_workload(engine, parse_workload("p9-g3-c2"), options)["runs"] == 1
 
 
-def test_weights_are_what_the_decoder_holds(toy_folder: Path) -> None:
-    engine = make_engine(toy_folder, num_blocks=64)
-    # Its norms are not counted; its embedding is untied, of which a step reads a row a token.
-    norms, embedding = 5 * 64 * 4, 512 * 64 * 4
-    assert weight_bytes(engine) == engine.runner.model.num_bytes - norms - embedding
+@pytest.mark.parametrize("weight_format", ["int8", "w4a8"])
+def test_quantized_weights_count_as_they_are_stored(toy_folder: Path, weight_format: str) -> None:
+    settings = {"dtype": "float32", "num_threads": "1", "weight_format": weight_format}
+    if weight_format == "w4a8":
+        settings["weight_group_size"] = "32"
+    options = Options(model=str(toy_folder), workloads=("p9-g3-c1",), runs=1, settings=settings)
+    (line,) = measure(options)
+    layer, head, norms = 128 * 64 + 64 * 64 + 320 * 64 + 64 * 160, 512 * 64, 5 * 64 * 4
+    rows = 2 * (128 + 64 + 320 + 64) + 512
+    if weight_format == "int8":
+        stored, scales = 2 * layer + head, 4 * rows
+    else:  # the head keeps 8 bits
+        stored, scales = layer + head, 2 * layer // 32 * 2 + 512 * 4
+    assert line["weight_bytes"] == stored + scales + norms
+    assert (line["weight_format"], line["quality"]) == (weight_format, "ungated")
+    assert line["weight_group_size"] == (32 if weight_format == "w4a8" else None)
 
 
 def test_times_are_of_each_token_of_each_request(toy_folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Rows of kernels with a toy's shapes: that all are there, and what they count."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from octavo.benchmarks.kernel_speed import OPS, Line, Options
 from octavo.benchmarks.kernel_speed_worker import measure, time_of
 from octavo.benchmarks.peaks import matrix_flops_per_s, read_bytes_per_s
 from octavo.errors import ConfigError
+from octavo.kernels import QuantizedWeight
 from octavo.planner.roofline import DecoderShape, Work
 
 SHAPE = DecoderShape(64, 160, 2, 4, 2, 16, 512)
@@ -29,9 +31,12 @@ def test_every_op_shape_and_format_has_a_row(lines: list[Line]) -> None:
     rows = [(line["op"], line["format"], line["shape"]) for line in lines]
     assert len(set(rows)) == len(rows)
     counts = [sum(op == row[0] for row in rows) for op in OPS]
-    assert counts == [5 * 7, 2 * 6, 2 * 2, 4, 4, 2 * 3]
+    assert counts == [5 * 5 * 7, 2 * 6, 2 * 2, 4, 4, 2 * 3]
     assert ("linear", "float32", "gate_up 32x64x320") in rows
     assert ("linear", "float32", "lm_head 1x64x512") in rows
+    assert ("linear", "int8", "qkv 256x64x128") in rows
+    assert ("linear", "int4 in groups of 64", "qkv 4x64x128") in rows
+    assert ("linear", "w4a8 in groups of 32", "down 128x160x64") in rows
     assert ("attention_decode", "int8", "32 x 1 of 1024") in rows
     assert ("attention_prefill", "float32", "1 x 256 of 1024") in rows
 
@@ -52,9 +57,21 @@ def test_rates_and_shares_are_of_the_time(lines: list[Line]) -> None:
 def test_inputs_are_rotated(lines: list[Line]) -> None:
     for line in lines:
         assert line["rotated_mib"] >= 0.1
-    (case, *_) = Cases(SHAPE, torch.float32, 2**17).of("linear")
-    pointers = {weight.data_ptr() for _, weight in case.inputs}
-    assert len(pointers) == len(case.inputs) == -(-(2**17) // case.copy_bytes)
+    seen = set()
+    for case in Cases(SHAPE, torch.float32, 2**17).of("linear"):
+        weights = [weight for _, weight in case.inputs]
+        plain = [w.stored if isinstance(w, QuantizedWeight) else w for w in weights]
+        assert len({weight.data_ptr() for weight in plain}) == len(weights)
+        assert len(weights) == -(-(2**17) // case.copy_bytes)
+        seen.add(case.format)
+    assert len(seen) == 7  # of groups, two sizes each
+
+
+def test_a_matrix_that_no_groups_fit_has_no_row_of_them() -> None:
+    odd = replace(SHAPE, hidden_size=72)
+    formats = {case.format for case in Cases(odd, torch.float32, 2**12).of("linear")}
+    assert formats == {"float32", "int8", "w8a8", "int4 in groups of 32", "w4a8 in groups of 32", *(
+        f"{name} in groups of 64" for name in ("int4", "w4a8"))}  # fmt: skip
 
 
 def test_calls_take_turns() -> None:

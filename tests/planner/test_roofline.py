@@ -4,21 +4,18 @@ import pytest
 
 from octavo.planner.roofline import (
     DecoderShape,
-    WeightWidth,
     Work,
     attention_work,
     decode_step_bytes,
     decode_tps,
     linear_work,
     mean_decode_context_tokens,
-    weight_bytes,
 )
 
 SHAPE = DecoderShape(
     hidden_size=8, intermediate_size=20, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6,
     vocab_size=50,
 )  # fmt: skip
-BF16 = WeightWidth(16)
 
 
 def test_matrices_are_stacked_where_they_share_their_input() -> None:
@@ -29,31 +26,6 @@ def test_matrices_are_stacked_where_they_share_their_input() -> None:
         "down": (8, 20),
     }
     assert SHAPE.lm_head == (50, 8)
-
-
-def test_weights_are_read_once() -> None:
-    layer = 48 * 8 + 8 * 24 + 40 * 8 + 8 * 20
-    assert weight_bytes(SHAPE, BF16) == 2 * (3 * layer + 50 * 8)
-    # A head that stays in 16 bits while the layers take 8.
-    assert weight_bytes(SHAPE, WeightWidth(8), BF16) == 3 * layer + 2 * 50 * 8
-
-
-@pytest.mark.parametrize(
-    "width, expected",
-    [
-        (WeightWidth(8), 5 * 70),
-        (WeightWidth(8, None, 4), 5 * 70 + 5 * 4),  # a scale for each row
-        (WeightWidth(4, 32, 2), 5 * 70 // 2 + 5 * 3 * 2),  # the last group is not full
-        (WeightWidth(4, 70, 2), 5 * 70 // 2 + 5 * 2),
-        (WeightWidth(32), 5 * 70 * 4),
-    ],
-)
-def test_scales_count(width: WeightWidth, expected: int) -> None:
-    assert width.matrix_bytes(5, 70) == expected
-
-
-def test_odd_halves_of_bytes_are_rounded_up() -> None:
-    assert WeightWidth(4).matrix_bytes(3, 5) == 8
 
 
 @pytest.mark.parametrize("prompt, output", [(7, 2), (7, 3), (128, 128), (1, 9)])
@@ -88,8 +60,8 @@ def test_the_larger_of_both_times_is_the_bound() -> None:
 
 
 def test_linear() -> None:
-    work = linear_work(3, 5, 70, WeightWidth(4, 32, 2), number_bytes=2)
-    assert work == Work(bytes=5 * 35 + 5 * 3 * 2 + 2 * 3 * (70 + 5), flops=2 * 3 * 5 * 70)
+    work = linear_work(3, 5, 70, weight_bytes=205, number_bytes=2)
+    assert work == Work(bytes=205 + 2 * 3 * (70 + 5), flops=2 * 3 * 5 * 70)
 
 
 def test_attention_sees_what_is_before_and_itself() -> None:

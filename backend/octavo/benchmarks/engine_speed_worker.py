@@ -19,7 +19,6 @@ import torch
 from octavo import __version__
 from octavo.benchmarks.engine_speed import Line, Options
 from octavo.benchmarks.read_probe import ReadProbe
-from octavo.benchmarks.shapes import decoder_shape
 from octavo.benchmarks.step_times import StepTimes, timing_steps
 from octavo.benchmarks.worker import serve
 from octavo.benchmarks.workloads import (
@@ -117,7 +116,7 @@ def measure_workload(engine: Engine, workload: Workload, options: Options) -> Li
 
 def roofline_of(line: Line, workload: Workload, engine: Engine, read_bytes_per_s: float) -> Line:
     step_bytes = roofline.decode_step_bytes(
-        weight_bytes=weight_bytes(engine),
+        weight_bytes=engine.runner.model.step_weight_bytes,
         kv_token_bytes=_kv_token_bytes(engine),
         sequences=workload.concurrency,
         context_tokens=roofline.mean_decode_context_tokens(
@@ -136,13 +135,6 @@ def roofline_of(line: Line, workload: Workload, engine: Engine, read_bytes_per_s
     }
 
 
-def weight_bytes(engine: Engine) -> int:
-    """As they are stored. What a quantized format adds has its place here."""
-    shape = decoder_shape(engine.runner.model_config)
-    bits = 8 * engine.runner.dtype.itemsize
-    return roofline.weight_bytes(shape, roofline.WeightWidth(bits))
-
-
 def _kv_token_bytes(engine: Engine) -> float:
     layout = engine.runner.kv_cache.layout
     return layout.block_bytes / layout.block_size
@@ -152,7 +144,6 @@ def describe(engine: Engine, options: Options, load_s: float) -> Line:
     """What all lines of an engine have in common."""
     assert options.model is not None
     config, runner = engine.config, engine.runner
-    computed = str(runner.dtype).removeprefix("torch.")
     formats = sorted({own.name for own in runner.kv_cache.layout.formats})
     return {
         "peer": "octavo",
@@ -160,9 +151,10 @@ def describe(engine: Engine, options: Options, load_s: float) -> Line:
         "torch": torch.__version__,
         "model": Path(options.model).name,
         "threads": runner.num_threads,
-        "dtype": computed,
-        "weight_format": computed,
-        "quality": None,
+        "dtype": str(runner.dtype).removeprefix("torch."),
+        "weight_format": runner.weight_format.name,
+        "weight_group_size": runner.weight_format.group_size,
+        "quality": runner.weight_quality,
         "kv_cache_dtype": "+".join(formats),
         "kernels": "torch",
         "isa": torch.backends.cpu.get_cpu_capability(),
@@ -170,7 +162,7 @@ def describe(engine: Engine, options: Options, load_s: float) -> Line:
         "max_batched_tokens": config.max_num_batched_tokens,
         "prefix_caching": config.enable_prefix_caching,
         "kv_cache_bytes": runner.kv_cache.num_bytes,
-        "weight_bytes": weight_bytes(engine),
+        "weight_bytes": runner.model.step_weight_bytes,
         "load_s": round(load_s, 2),
         "label": options.label,
     }

@@ -6,7 +6,8 @@ All go through octavo.kernels, so they measure whatever implementation is chosen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ from octavo import kernels
 from octavo.execution.kv_cache import KVCache, KVLayer
 from octavo.planner.roofline import (
     DecoderShape,
-    WeightWidth,
     Work,
     attention_work,
     linear_work,
 )
 from octavo.quantization.kv import KV_FORMATS, KVLayout
+from octavo.quantization.weights import GROUP_SIZES, WEIGHT_FORMATS, WeightFormat
 
 LINEAR_ROWS = (1, 4, 8, 16, 32, 128, 256)
 DECODES = tuple((context, sequences) for context in (128, 1024) for sequences in (1, 8, 32))
@@ -81,18 +82,33 @@ class Cases:
 
     def _linear(self) -> Iterator[Case]:
         matrices = {**self.shape.layer_matrices(), "lm_head": self.shape.lm_head}
-        for name, (out, width) in matrices.items():
-            weight_width = WeightWidth(8 * self.dtype.itemsize)
-            copy_bytes = weight_width.matrix_bytes(out, width)
-            plain = self._random(out, width)
-            weights = [kernels.pack_linear(plain.clone()) for _ in range(self._copies(copy_bytes))]
-            for rows in LINEAR_ROWS:
-                x = self._random(rows, width)
-                yield Case(
-                    "linear", f"{name} {rows}x{width}x{out}", self._name,
-                    linear_work(rows, out, width, weight_width, self.dtype.itemsize),
-                    kernels.linear, [(x, weight) for weight in weights], copy_bytes, self._name,
-                )  # fmt: skip
+        for own in self._weight_formats():
+            for name, (out, width) in matrices.items():
+                if (fitted := _fitted(own, width)) is not None:
+                    yield from self._linear_in(fitted, name, out, width)
+
+    def _weight_formats(self) -> list[WeightFormat]:
+        quantized = [own for own in WEIGHT_FORMATS.values() if own.is_quantized]
+        return [WEIGHT_FORMATS[self._name], *quantized]
+
+    def _linear_in(self, own: WeightFormat, name: str, out: int, width: int) -> Iterator[Case]:
+        copy_bytes = own.num_bytes(out, width)
+        plain = self._random(out, width)
+        weight: Tensor | kernels.QuantizedWeight = plain
+        if own.is_quantized:
+            weight = kernels.quantize_weight(
+                plain, own.weight_bits, own.group_size, own.quantized_activations
+            )
+        copies = range(self._copies(copy_bytes))
+        weights = [kernels.pack_linear(deepcopy(weight)) for _ in copies]
+        for rows in LINEAR_ROWS:
+            x = self._random(rows, width)
+            yield Case(
+                "linear", f"{name} {rows}x{width}x{out}", str(own),
+                linear_work(rows, out, width, copy_bytes, self.dtype.itemsize),
+                kernels.linear, [(x, weight) for weight in weights], copy_bytes,
+                "int8" if own.quantized_activations else self._name,
+            )  # fmt: skip
 
     def _attention_decode(self) -> Iterator[Case]:
         for format_name in (self._name, "int8"):
@@ -194,3 +210,11 @@ class Cases:
                     Work(copy_bytes, rows * vocabulary), kernels.sample, inputs, copy_bytes,
                     "float32",
                 )  # fmt: skip
+
+
+def _fitted(own: WeightFormat, width: int) -> WeightFormat | None:
+    """With the largest groups that a row of `width` weights is made of; None if with no groups."""
+    if own.group_size is None:
+        return own
+    fitting = [size for size in GROUP_SIZES if width % size == 0]
+    return replace(own, group_size=max(fitting)) if fitting else None

@@ -43,36 +43,6 @@ class DecoderShape:
         return (self.vocab_size, self.hidden_size)
 
 
-@dataclass(frozen=True, slots=True)
-class WeightWidth:
-    """Bits that a weight takes in memory: its own, and its share of a group's scale.
-
-    group_size: weights of one row that share a scale of `scale_bytes`; None: the whole row does,
-        if there is a scale at all
-    """
-
-    bits: int
-    group_size: int | None = None
-    scale_bytes: int = 0
-
-    def matrix_bytes(self, out: int, width: int) -> int:
-        """Of a matrix [out, width]."""
-        groups = 1 if self.group_size is None else -(-width // self.group_size)
-        return -(-out * width * self.bits // 8) + out * groups * self.scale_bytes
-
-
-def weight_bytes(
-    shape: DecoderShape, width: WeightWidth, head_width: WeightWidth | None = None
-) -> int:
-    """Read for one step: every matrix once, `head_width` being the lm_head's if it differs.
-
-    An embedding tied to the head is read as the head; of any embedding a step looks up only its
-    tokens' rows, which count as nothing, and so do norms and biases.
-    """
-    layer = sum(width.matrix_bytes(*matrix) for matrix in shape.layer_matrices().values())
-    return shape.num_layers * layer + (head_width or width).matrix_bytes(*shape.lm_head)
-
-
 def mean_decode_context_tokens(prompt_tokens: int, output_tokens: int) -> float:
     """Tokens before the one that a decode step computes, mean over a sequence's decode steps.
 
@@ -119,11 +89,10 @@ class Work:
         return (memory_s, "memory") if memory_s >= compute_s else (compute_s, "compute")
 
 
-def linear_work(rows: int, out: int, width: int, weight: WeightWidth, number_bytes: int) -> Work:
+def linear_work(rows: int, out: int, width: int, weight_bytes: float, number_bytes: int) -> Work:
     """x [rows, width] · weight [out, width], x and result in numbers of `number_bytes`."""
     return Work(
-        bytes=weight.matrix_bytes(out, width) + rows * (width + out) * number_bytes,
-        flops=2 * rows * out * width,
+        bytes=weight_bytes + rows * (width + out) * number_bytes, flops=2 * rows * out * width
     )
 
 
