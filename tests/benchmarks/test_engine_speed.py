@@ -184,3 +184,12 @@ def test_an_engine_that_was_timed_goes_with_its_last_name(toy_folder: Path) -> N
     runner = weakref.ref(engine.runner)
     del engine
     assert runner() is None
+
+
+def test_a_step_around_the_model_is_not_taken_for_host_time(toy_folder: Path) -> None:
+    engine = make_engine(toy_folder, num_blocks=64)
+    forward = engine.runner.model.forward
+    with timing_steps(engine, StepTimes()):
+        engine.runner.model.forward = forward  # type: ignore[method-assign]
+        with pytest.raises(AssertionError, match="did not go through the model's forward"):
+            run_requests(engine, [[5] * 9], 3)

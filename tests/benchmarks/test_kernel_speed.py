@@ -8,10 +8,10 @@ import torch
 from pytest import approx
 
 from octavo import kernels
+from octavo.benchmarks import peaks
 from octavo.benchmarks.kernel_cases import Case, Cases
 from octavo.benchmarks.kernel_speed import OPS, Line, Options
 from octavo.benchmarks.kernel_speed_worker import measure, time_of
-from octavo.benchmarks.peaks import matrix_flops_per_s, read_bytes_per_s
 from octavo.errors import ConfigError
 from octavo.kernels import QuantizedWeight
 from octavo.planner.roofline import DecoderShape, Work
@@ -108,8 +108,14 @@ def test_an_unknown_op_is_refused() -> None:
         next(measure(Options(ops=("linear", "conv"))))
 
 
-def test_peaks_grow_with_nothing_but_the_machine() -> None:
-    """A rate: a fourth of the bytes takes a fourth of the time, within what a busy machine does."""
-    rates = [read_bytes_per_s(num_bytes) for num_bytes in (2**26, 2**28)]
-    assert 0.1 < rates[0] / rates[1] < 10
-    assert matrix_flops_per_s("float32") > 1e8
+def test_peaks_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock whose passes take 3, 2, 4, 6 and 5 seconds."""
+    readings = [0.0, 3, 10, 12, 20, 24, 30, 36, 40, 45]
+    for measured, work in (
+        (lambda: peaks.read_bytes_per_s(2**12), 2**12),
+        (lambda: peaks.matrix_flops_per_s("float32"), 2 * 64**3),
+        (lambda: peaks.matrix_flops_per_s("int8"), 2 * 64**3),
+    ):
+        monkeypatch.setattr(peaks, "_ROWS", 64)
+        monkeypatch.setattr(peaks.time, "perf_counter", iter(readings).__next__)
+        assert measured() == work / 2

@@ -101,6 +101,12 @@ def test_engine_errors_name_option_value_and_limit(folder: Path, tmp_path: Path)
     assert "max_num_batched_tokens = 3 should be at least max_num_seqs = 32" in refused(
         engine(folder, *small, "--max-batched-tokens=3")
     )
+    assert "weight_format = 'int3': should be 'auto', 'int8'" in refused(
+        engine(folder, *small, "--weight-format=int3")
+    )
+    assert "weight_group_size = 32: weight_format = 'int8' has no groups" in refused(
+        engine(folder, *small, "--weight-format=int8", "--group-size=32")
+    )
     assert "--set nothing: not of the form field=value" in refused(
         engine(folder, *small, "--set=nothing")
     )

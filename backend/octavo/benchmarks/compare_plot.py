@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from octavo.benchmarks.compare import MEASURES, OURS, Comparison, Engine, Measure
 
 _OURS = "#1f5fa8"
-_PEERS = ("#d1661b", "#3f9142", "#8e5bb5", "#b8860b", "#b03a48", "#4f8f8f", "#777777")
+_PEERS = ("#d1661b", "#3f9142", "#8e5bb5", "#555555", "#b03a48", "#b8860b", "#4f8f8f")
 _LIGHTER = {4: 0.55, 8: 0.3}  # of the colour of 16 bits, by weight bits
 _MARKS = {4: "^", 8: "s", 16: "o", 32: "D"}
 _STYLE: Any = {

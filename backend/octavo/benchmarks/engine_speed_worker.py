@@ -87,13 +87,10 @@ def run_requests(engine: Engine, prompts: list[list[int]], output_tokens: int) -
     return times
 
 
-def run_once(engine: Engine, workload: Workload, run: int, output_tokens: int) -> list[list[float]]:
-    return run_requests(engine, workload.prompts(run, engine.vocab_size), output_tokens)
-
-
 def measure_workload(engine: Engine, workload: Workload, options: Options) -> Line:
     """Medians over the runs, after a warm-up."""
-    run_once(engine, workload, -1, min(WARM_UP_TOKENS, workload.output_tokens))
+    warm_up = workload.prompts(-1, engine.vocab_size)
+    run_requests(engine, warm_up, min(WARM_UP_TOKENS, workload.output_tokens))
     found: list[dict[str, float]] = []
     steps = StepTimes()
     began_s = time.monotonic()

@@ -42,6 +42,7 @@ def timing_steps(engine: Engine, times: StepTimes) -> Iterator[None]:
         worked = step()
         elapsed_s = time.perf_counter() - began_s
         if engine.stats.busy_s["decode"] > decoded_s:
+            assert forward_s > 0, "a step did not go through the model's forward"
             times.forward_s.append(forward_s)
             times.host_s.append(elapsed_s - forward_s)
         return worked
