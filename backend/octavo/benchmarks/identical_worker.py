@@ -1,26 +1,22 @@
 """Measures `identical` in a process of its own: `python -m octavo.benchmarks.identical_worker`.
 
-The first line of stdin holds Options as JSON. Lines of stdout, each an object with one name: the
-`settings`, then each `sample`; or an `error` that the caller of the command can mend. It ends when
-stdin does, so that it never outlives who asked.
+It is given Options, and tells the `settings`, then each `sample`; see `worker`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from octavo.benchmarks.identical import CONFIGURATIONS, Configuration, Options, Sample, Settings
 from octavo.benchmarks.load import kv_token_bytes, run_load
+from octavo.benchmarks.worker import serve
 from octavo.config import make_config
 from octavo.engine import Engine
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import ConfigError
 from octavo.models.model_config import read_model_config
 
 _WATERMARK_RATIO = 0.01
@@ -116,28 +112,12 @@ def _measure_once(
     engine.stop()
 
 
-def _end_with_stdin() -> None:
-    # Not by sys.stdin: a thread that waits in it holds its lock when the interpreter ends.
-    while os.read(0, 4096):
-        pass
-    os._exit(0)
-
-
-def _tell(**event: object) -> None:
-    print(json.dumps(event), flush=True)
-
-
-def main() -> None:
-    options = Options(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        settings = settle(options)
-        _tell(settings=asdict(settings))
-        for sample in measure(settings):
-            _tell(sample=asdict(sample))
-    except OctavoError as error:
-        _tell(error=str(error))
+def _events(options: dict[str, Any]) -> Iterator[dict[str, object]]:
+    settings = settle(Options(**options))
+    yield {"settings": asdict(settings)}
+    for sample in measure(settings):
+        yield {"sample": asdict(sample)}
 
 
 if __name__ == "__main__":
-    main()
+    serve(_events)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from octavo.cli import bench_speed
+
 bench_app = typer.Typer(
     no_args_is_help=True, help="Measure what a mechanism of the engine gives, on this machine."
 )
@@ -29,6 +31,9 @@ _IDENTICAL_HELP = "\n\n".join(
         "long and answers short. --kv-memory decides how many sequences run at once.",
     )
 )
+
+
+bench_speed.register(bench_app)
 
 
 @bench_app.callback()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -22,14 +16,12 @@ from rich.table import Table
 from octavo.benchmarks import identical
 from octavo.benchmarks.identical import IMPOSSIBLE, ROWS, Medians, Options, Sample, Settings
 from octavo.benchmarks.records import LoadRecord
+from octavo.cli.bench_options import check_file, check_picture, parsed_bytes
+from octavo.cli.bench_process import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEASURED, worker
 from octavo.cli.checkpoint import resolve
 from octavo.cli.paths import default_model
-from octavo.config import ByteSize
-from octavo.errors import ConfigError, OctavoError
+from octavo.errors import OctavoError
 
-EXIT_MEASURED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
-
-_PICTURES = (".png", ".svg", ".pdf")
 _out = Console(highlight=False, markup=False)
 _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -43,11 +35,12 @@ def run(
 ) -> int:
     """The exit code."""
     try:
-        _check_files(json_file, plot_file)
+        check_file("--json", json_file)
+        check_picture("--plot", plot_file)
         options = replace(
             options,
             model=str(resolve(options.model or str(default_model()))),
-            kv_cache_bytes=_parsed_bytes(kv_memory),
+            kv_cache_bytes=parsed_bytes(kv_memory),
         )
         settings, samples, code = _measured(options)
         if settings is None or not samples:
@@ -72,7 +65,7 @@ def _measured(options: Options) -> tuple[Settings | None, list[Sample], int]:
     settings: Settings | None = None
     samples: list[Sample] = []
     try:
-        with _worker(options) as events, _progress(options) as advance:
+        with worker("identical_worker", asdict(options)) as events, _progress(options) as advance:
             for event in events:
                 if "settings" in event:
                     settings = Settings(**event["settings"])
@@ -85,71 +78,6 @@ def _measured(options: Options) -> tuple[Settings | None, list[Sample], int]:
             _err.print(f"octavo: stopped in round {begun} of {options.rounds}", style="bold yellow")
         return settings, samples, EXIT_INTERRUPTED
     return settings, samples, EXIT_MEASURED
-
-
-def _parsed_bytes(text: str | None) -> int | None:
-    """Raises ConfigError."""
-    if text is None:
-        return None
-    try:
-        return TypeAdapter[int](ByteSize).validate_python(text)
-    except ValidationError:
-        raise ConfigError(
-            f"--kv-memory = {text}: should be a number of bytes above 0, such as 64MiB"
-        ) from None
-
-
-def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
-    """Before a minute of measuring. Raises ConfigError."""
-    for name, file in (("--json", json_file), ("--plot", plot_file)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ConfigError(f"{name} = {file}: no folder {file.absolute().parent}")
-    if plot_file is None:
-        return
-    if plot_file.suffix not in _PICTURES:
-        raise ConfigError(f"--plot = {plot_file}: should end in {', '.join(_PICTURES)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(
-            f"--plot = {plot_file}: matplotlib is not installed; "
-            f"{sys.executable} -m pip install 'octavo[plot]', or matplotlib itself"
-        )
-
-
-@contextmanager
-def _worker(options: Options) -> Iterator[Iterator[dict[str, Any]]]:
-    """Events of a worker, which ends with the context. Raises OctavoError if it does not get
-    through."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "octavo.benchmarks.identical_worker"],
-        # As the server's environment has it; the caller's own value comes first.
-        env={"GOMP_SPINCOUNT": "5000", **os.environ},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # Ctrl-C is for this process, which then closes the worker's stdin.
-        preexec_fn=_ignore_ctrl_c,
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(asdict(options)) + "\n")
-            process.stdin.flush()
-            yield _events(process.stdout)
-            if process.wait() != 0:
-                raise OctavoError(f"the measuring process ended with {process.returncode}")
-        finally:
-            process.kill()
-
-
-def _ignore_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        event: dict[str, Any] = json.loads(line)
-        if "error" in event:
-            raise OctavoError(event["error"])
-        yield event
 
 
 def _sample(values: dict[str, Any]) -> Sample:

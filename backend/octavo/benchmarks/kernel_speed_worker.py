@@ -1,0 +1,95 @@
+"""Measures `kernel_speed` in a process of its own.
+
+`python -m octavo.benchmarks.kernel_speed_worker` is given Options, and tells a `line` for each
+case; see `worker`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from octavo.benchmarks.kernel_cases import Case, Cases
+from octavo.benchmarks.kernel_speed import Line, Options, check_ops
+from octavo.benchmarks.peaks import matrix_flops_per_s, read_bytes_per_s
+from octavo.benchmarks.shapes import decoder_shape
+from octavo.benchmarks.worker import serve
+from octavo.benchmarks.workloads import rounded
+from octavo.models.model_config import read_model_config
+from octavo.planner.roofline import DecoderShape
+
+# Of TinyLlama/TinyLlama-1.1B-Chat-v1.0.
+_DEFAULT_SHAPE = DecoderShape(2048, 5632, 22, 32, 4, 64, 32_000)
+_WARM_UP_CALLS, _LEAST_CALLS = 2, 5
+
+
+@torch.inference_mode()
+def measure(options: Options) -> Iterator[Line]:
+    """A line for each case. Raises ConfigError."""
+    check_ops(options.ops)
+    torch.manual_seed(0)
+    torch.set_num_threads(options.num_threads or len(os.sched_getaffinity(0)))
+    shape = _DEFAULT_SHAPE
+    if options.model is not None:
+        shape = decoder_shape(read_model_config(Path(options.model)))
+    cases = Cases(shape, getattr(torch, options.dtype), options.rotated_bytes)
+    matrix_peaks: dict[str, float] = {}
+    for op in options.ops:
+        # Anew for each op: what a shared machine gives changes within minutes.
+        bandwidth = read_bytes_per_s()
+        for case in cases.of(op):
+            if case.kind not in matrix_peaks:
+                matrix_peaks[case.kind] = matrix_flops_per_s(case.kind)
+            elapsed_s, calls = time_of(case, options.min_s)
+            yield _line(case, elapsed_s, calls, bandwidth, matrix_peaks[case.kind])
+
+
+def time_of(case: Case, min_s: float) -> tuple[float, int]:
+    """Seconds of a call, median, and how many there were. Calls take turns through the inputs, so
+    that each finds its own where it lay longest ago."""
+    turns = cycle(case.inputs)
+    for inputs in islice(turns, _WARM_UP_CALLS):
+        case.act(*inputs)
+    elapsed: list[float] = []
+    end_s = time.perf_counter() + min_s
+    while len(elapsed) < _LEAST_CALLS or time.perf_counter() < end_s:
+        inputs = next(turns)
+        began_s = time.perf_counter()
+        case.act(*inputs)
+        elapsed.append(time.perf_counter() - began_s)
+    return median(elapsed), len(elapsed)
+
+
+def _line(case: Case, elapsed_s: float, calls: int, bandwidth: float, matrix_peak: float) -> Line:
+    floor_s, bound = case.work.floor_s(bandwidth, matrix_peak)
+    return {
+        "op": case.op,
+        "shape": case.shape,
+        "format": case.format,
+        "threads": torch.get_num_threads(),
+        "time_us": rounded(1e6 * elapsed_s),
+        "gbs": rounded(case.work.bytes / elapsed_s / 1e9),
+        "gflops": rounded(case.work.flops / elapsed_s / 1e9),
+        "bound": bound,
+        "share_ratio": rounded(floor_s / elapsed_s),
+        "read_gbs": rounded(bandwidth / 1e9),
+        "matrix_gflops": rounded(matrix_peak / 1e9),
+        "rotated_mib": round(len(case.inputs) * case.copy_bytes / 2**20, 1),
+        "calls": calls,
+    }
+
+
+def _events(options: dict[str, Any]) -> Iterator[dict[str, object]]:
+    for line in measure(Options(**options)):
+        yield {"line": line}
+
+
+if __name__ == "__main__":
+    serve(_events)

@@ -1,0 +1,42 @@
+"""The machine's peaks, measured: streaming reads of memory and products of large matrices.
+
+By torch's own loops, on as many threads as torch uses in this process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Many times the last level cache of most CPUs; a pass takes some 10 ms.
+READ_BYTES = 2**30
+_ROWS = 2048  # of the square matrices: each element is used often enough that memory is no limit
+_PASSES = 5
+
+
+def read_bytes_per_s(num_bytes: int = READ_BYTES) -> float:
+    """Of all threads that read a buffer from one end to the other: the best of some passes."""
+    buffer = torch.ones(num_bytes // 4, dtype=torch.float32)
+    return buffer.nbytes / _shortest_s(buffer.sum)
+
+
+def matrix_flops_per_s(kind: str) -> float:
+    """Of all threads, for numbers of `kind`: "float32", "bfloat16", "float16" or "int8"."""
+    a, b = (torch.ones(_ROWS, _ROWS, dtype=getattr(torch, kind)) for _ in range(2))
+    multiply: Callable[[], Tensor] = lambda: torch.nn.functional.linear(a, b)  # noqa: E731
+    if kind == "int8":
+        multiply = lambda: torch._int_mm(a, b)  # noqa: E731
+    return 2 * _ROWS**3 / _shortest_s(multiply)
+
+
+def _shortest_s(act: Callable[[], object]) -> float:
+    act()  # pages are mapped, threads awake
+    elapsed = []
+    for _ in range(_PASSES):
+        began_s = time.perf_counter()
+        act()
+        elapsed.append(time.perf_counter() - began_s)
+    return min(elapsed)
