@@ -55,6 +55,24 @@ struct StepMemory {
     }
 };
 
+// Where a step's time goes, as the first thread sees it: only in a library that is built to tell.
+enum Phase { EMBED, NORM, QKV, STORE, ATTEND, OUTPUT, GATE_UP, DOWN, LM_HEAD, PHASES };
+
+struct Clock {
+#ifdef OCTAVO_PROFILE
+    static inline double seconds[PHASES];
+    std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
+    void end(const Worker &w, Phase phase) {
+        if (w.id) return;
+        const auto now = std::chrono::steady_clock::now();
+        seconds[phase] += std::chrono::duration<double>(now - began).count();
+        began = now;
+    }
+#else
+    void end(const Worker &, Phase) {}
+#endif
+};
+
 struct Step {
     Worker &w;
     const Decoder &d;
@@ -190,24 +208,35 @@ struct Step {
 
     void run(const int64_t *sample_indices, int num_samples, float *logits) {
         const int count = b.num_tokens;
+        Clock clock;
         embed();
+        clock.end(w, EMBED);
         const float *added_norm = nullptr;
         for (int i = 0; i < d.num_layers; i++) {
             const DecoderLayer &layer = d.layers[i];
             add_norm(i ? s.added : nullptr, added_norm, layer.input_norm, layer.qkv, nullptr, count);
+            clock.end(w, NORM);
             linear(w, layer.qkv, inputs_of(layer.qkv, s.inputs, count), s.wide, s.wide_stride);
+            clock.end(w, QKV);
             store_heads(layer);
+            clock.end(w, STORE);
             attend(layer);
+            clock.end(w, ATTEND);
             linear(w, layer.output, inputs_of(layer.output, rows_for(layer.output), count), s.added,
                    d.hidden);
+            clock.end(w, OUTPUT);
             add_norm(s.added, layer.output_norm, layer.mlp_norm, layer.gate_up, nullptr, count);
+            clock.end(w, NORM);
             gate(layer);
+            clock.end(w, GATE_UP);
             linear(w, layer.down, inputs_of(layer.down, rows_for(layer.down), count), s.added,
                    d.hidden);
+            clock.end(w, DOWN);
             added_norm = layer.down_norm;
         }
         if (num_samples == 0) return;
         last(sample_indices, num_samples, added_norm, logits);
+        clock.end(w, LM_HEAD);
     }
 
     void last(const int64_t *sample_indices, int num_samples, const float *added_norm,

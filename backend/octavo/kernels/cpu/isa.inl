@@ -1,5 +1,6 @@
 // One unit of an instruction set: everything of it, and its table.
 #include <algorithm>
+#include <chrono>
 #include <type_traits>
 
 #ifdef __AVX512F__
@@ -87,12 +88,20 @@ int32_t read_through_op(Pool &pool, const uint8_t *data, int64_t bytes) {
     return all;
 }
 
+double phase_seconds(int phase) {
+#ifdef OCTAVO_PROFILE
+    if (phase < PHASES) return Clock::seconds[phase];
+#endif
+    return phase < PHASES ? 0 : -1;
+}
+
 #define OCTAVO_TEXT(x) #x
 #define OCTAVO_NAME(x) OCTAVO_TEXT(x)
 
 constexpr Kernels table = {
     OCTAVO_NAME(OCTAVO_ISA), step_bytes, forward, linear_bytes, linear_op, attention_scratch_bytes,
     attention_op, store_kv_op, add_rms_norm_op, greedy_op, read_through_op,
+    phase_seconds,
 };
 
 }  // namespace
