@@ -13,6 +13,7 @@ constexpr int HEADS = 4;
 constexpr int HEADS = 1;
 #endif
 constexpr int VECTORS = 4;  // of a value's numbers at once
+constexpr int AHEAD = 80;   // rows between what is prefetched and what is read
 
 // Of one thread, for the R heads of one key-value head.
 struct DecodeScratch {
@@ -51,8 +52,10 @@ OCTAVO_INLINE v4 sums_of_four(const vf *x) {
 // scores [N, CHUNK] of sixteen tokens from `first` on: dot products with query [N, padded_dim].
 template <class T, int N>
 OCTAVO_INLINE void score_tokens(const Rows &rows, int first, int dim, const float *query,
-                                int padded_dim, float *scores) {
+                                int padded_dim, float *scores, bool is_first) {
     for (int t = first; t < first + LANES; t += 4) {
+        if (is_first)
+            for (int i = 0; i < 4; i++) rows.prefetch(t + i + AHEAD, dim * int(sizeof(T)));
         vf sums[N][4] = {};
         auto step = [&](int d, int n) __attribute__((always_inline)) {
             vf k[4];
@@ -70,18 +73,20 @@ OCTAVO_INLINE void score_tokens(const Rows &rows, int first, int dim, const floa
 }
 
 // sums [N, padded_dim] from number d on, V vectors, += probabilities [N, CHUNK] · values of tokens
-// [first, end). `n` numbers of the last vector are there.
+// [first, end).
 template <class T, int N, int V>
-OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int d, int n,
-                              const float *probabilities, float *sums, int padded_dim) {
+OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int dim, int d,
+                              const float *probabilities, float *sums, int padded_dim, bool is_first) {
+    const int left = dim - d - (V - 1) * LANES;  // numbers of the last vector
     vf acc[N][V];
     for (int h = 0; h < N; h++)
         for (int v = 0; v < V; v++) acc[h][v] = load(sums + h * padded_dim + d + v * LANES);
     for (int t = first; t < end; t++) {
+        if (is_first) rows.prefetch(rows.count + t + AHEAD, dim * int(sizeof(T)));
         const T *value = rows.value<T>(t) + d;
         vf x[V];
         for (int v = 0; v < V - 1; v++) x[v] = load(value + v * LANES);
-        x[V - 1] = load(value + (V - 1) * LANES, n);
+        x[V - 1] = load(value + (V - 1) * LANES, left);
         for (int h = 0; h < N; h++) {
             vf p = splat(probabilities[h * CHUNK + t]);
             for (int v = 0; v < V; v++) acc[h][v] += p * x[v];
@@ -92,11 +97,6 @@ OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int d, int n
 }
 
 #if defined(__AVX512BF16__)
-
-OCTAVO_INLINE __m512i load_32(const bf16 *p, int n) {
-    __mmask32 mask = n >= 32 ? ~0u : (1u << n) - 1;
-    return _mm512_maskz_loadu_epi16(mask, p);
-}
 
 OCTAVO_INLINE __m512 swap_halves(__m512 a, __m512 b) { return _mm512_shuffle_ps(a, b, 0x4e); }
 
@@ -117,14 +117,16 @@ OCTAVO_INLINE __m512 sums_of_quarters(const __m512 *x) {
 
 template <class T, int N>
 OCTAVO_INLINE void score_tokens(const Rows &rows, int first, int dim, const Pair *query,
-                                int padded_dim, float *scores) {
+                                int padded_dim, float *scores, bool is_first) {
     __m512 quarters[N][4];
     for (int part = 0; part < 4; part++) {
+        if (is_first)
+            for (int i = 0; i < 4; i++) rows.prefetch(first + part * 4 + i + AHEAD, dim * int(sizeof(T)));
         __m512 sums[N][4] = {};
         for (int d = 0; d < dim; d += 32) {
             __m512i k[4];
             for (int i = 0; i < 4; i++)
-                k[i] = load_32(rows.key<bf16>(first + part * 4 + i) + d, dim - d);
+                k[i] = load_bf16(rows.key<T>(first + part * 4 + i) + d, dim - d);
             for (int h = 0; h < N; h++) {
                 __m512i q = _mm512_load_si512(query + (h * padded_dim + d) / 2);
                 for (int i = 0; i < 4; i++)
@@ -139,18 +141,18 @@ OCTAVO_INLINE void score_tokens(const Rows &rows, int first, int dim, const Pair
 
 // Numbers 0-3, 8-11, 16-19, 24-27 of 32 in the first vector of two, the others in the second.
 template <class T, int N, int V>
-OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int d, int n,
-                              const bf16 *probabilities, float *sums, int padded_dim) {
+OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int dim, int d,
+                              const bf16 *probabilities, float *sums, int padded_dim, bool is_first) {
     __m512 acc[N][V];
     for (int h = 0; h < N; h++)
         for (int v = 0; v < V; v++)
             acc[h][v] = _mm512_load_ps(sums + h * padded_dim + d + v * LANES);
     auto step = [&](int t, auto load_second) __attribute__((always_inline)) {
-        const bf16 *value = rows.value<bf16>(t) + d;
+        const T *value = rows.value<T>(t) + d;
         __m512i pairs[V];
         for (int v = 0; v < V; v += 2) {
-            int left = v + 2 < V ? 32 : n;
-            __m512i x = load_32(value + v * LANES, left), y = load_second(v * LANES, left);
+            int left = dim - d - v * LANES;
+            __m512i x = load_bf16(value + v * LANES, left), y = load_second(v * LANES, left);
             pairs[v] = _mm512_unpacklo_epi16(x, y);
             pairs[v + 1] = _mm512_unpackhi_epi16(x, y);
         }
@@ -162,8 +164,12 @@ OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int d, int n
     };
     int t = first;
     for (; t + 2 <= end; t += 2) {
-        const bf16 *second = rows.value<bf16>(t + 1) + d;
-        step(t, [=](int at, int left) { return load_32(second + at, left); });
+        if (is_first) {
+            rows.prefetch(rows.count + t + AHEAD, dim * int(sizeof(T)));
+            rows.prefetch(rows.count + t + 1 + AHEAD, dim * int(sizeof(T)));
+        }
+        const T *second = rows.value<T>(t + 1) + d;
+        step(t, [=](int at, int left) { return load_bf16(second + at, left); });
     }
     if (t < end) step(t, [](int, int) { return _mm512_setzero_si512(); });
     for (int h = 0; h < N; h++)
@@ -208,10 +214,11 @@ void add_all_values(const Rows &rows, int heads, int dim, const P *probabilities
             float *sum = sums + h * padded_dim;
             int d = 0;
             for (; d + VECTORS * LANES <= dim; d += VECTORS * LANES)
-                add_values<T, N, VECTORS>(rows, first, end, d, WIDTH, p, sum, padded_dim);
+                add_values<T, N, VECTORS>(rows, first, end, dim, d, p, sum, padded_dim,
+                                          h == 0 && d == 0);
             for (; d < dim; d += WIDTH)
-                add_values<T, N, STEP>(rows, first, end, d, dim - d < WIDTH ? dim - d : WIDTH, p,
-                                       sum, padded_dim);
+                add_values<T, N, STEP>(rows, first, end, dim, d, p, sum, padded_dim,
+                                       h == 0 && d == 0);
         });
     }
 }
@@ -234,13 +241,9 @@ void soften_chunk(const Rows &rows, const Scaling &scaling, float *scores, P *pr
     vf sum = {};
     for (int t = 0; t < count; t += LANES) {
         vf p = exp2(load(scores + t) - largest);
-        if constexpr (std::is_same_v<P, bf16>) {
-            store(probabilities + t, p);
-            p = load(probabilities + t);
-        }
         sum += p;
         if constexpr (std::is_same_v<T, int8_t>) p *= load(rows.value_scales + t);
-        if constexpr (!std::is_same_v<P, bf16>) store(probabilities + t, p);
+        store_probability(probabilities + t, p);
     }
     total = octavo::OCTAVO_ISA::sum(sum);
 }
@@ -250,8 +253,8 @@ void soften_chunk(const Rows &rows, const Scaling &scaling, float *scores, P *pr
 template <class T>
 void decode_chunk(const KVLayer &kv, const int64_t *table, int group, int heads, int64_t begin,
                   int64_t end, const Scaling &scaling, const float *query, DecodeScratch &scratch) {
-    constexpr bool PAIRS = HAS_PAIRS && std::is_same_v<T, bf16>;
-    const int dim = kv.head_dim, padded = scratch.padded_dim, bytes = dim * int(sizeof(T));
+    constexpr bool PAIRS = USES_PAIRS<T>;
+    const int dim = kv.head_dim, padded = scratch.padded_dim;
     using Query = std::conditional_t<PAIRS, Pair, float>;
     using Probability = std::conditional_t<PAIRS, bf16, float>;
     constexpr int NUMBERS = PAIRS ? 2 : 1;  // of one Query
@@ -263,13 +266,9 @@ void decode_chunk(const KVLayer &kv, const int64_t *table, int group, int heads,
         pack_query(query + h * dim, dim, padded, packed + h * padded / NUMBERS);
 
     for (int first = 0; first < rows.count; first += LANES) {
-        for (int t = first; t < first + LANES && t < rows.count; t++)
-            prefetch(rows.value<T>(t), bytes);
-        for (int t = first + LANES; t < first + 2 * LANES && t < rows.count; t++)
-            prefetch(rows.key<T>(t), bytes);
         each_heads(heads, [&](int h, auto n) __attribute__((always_inline)) {
             score_tokens<T, decltype(n)::value>(rows, first, dim, packed + h * padded / NUMBERS,
-                                                padded, scratch.scores + h * CHUNK);
+                                                padded, scratch.scores + h * CHUNK, h == 0);
         });
     }
     auto *probabilities = reinterpret_cast<Probability *>(

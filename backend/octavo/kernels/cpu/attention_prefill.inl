@@ -117,17 +117,6 @@ void pack_values(const Rows &rows, int dim, int stride, float *out) {
 
 #if defined(__AVX512BF16__)
 
-// Numbers [0, n) of 32 as bf16, which an int8 is exactly.
-OCTAVO_INLINE __m512i load_bf16(const bf16 *p, int n) {
-    return _mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p);
-}
-OCTAVO_INLINE __m512i load_bf16(const int8_t *p, int n) {
-    __m256i x = _mm256_maskz_loadu_epi8(n >= 32 ? ~0u : (1u << n) - 1, p);
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(x)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(x, 1)));
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
-
 // Sixteen rows of sixteen → their columns.
 OCTAVO_INLINE void transpose(__m512i *x) {
     __m512i y[16];
@@ -221,14 +210,9 @@ OCTAVO_INLINE void soften_row(const Rows &rows, int first, int last, const Scali
     vf sum = {};
     for (int t = 0; t < count; t += LANES) {
         vf p = exp2(load(scores + t) - largest);
-        if constexpr (std::is_same_v<T, int8_t>) {
-            sum += p;
-            p *= load(rows.value_scales + t);
-            store(probabilities + t, p);
-        } else {
-            store(probabilities + t, p);
-            sum += load(probabilities + t);
-        }
+        sum += p;
+        if constexpr (std::is_same_v<T, int8_t>) p *= load(rows.value_scales + t);
+        store_probability(probabilities + t, p);
     }
     total += octavo::OCTAVO_ISA::sum(sum);
 }
@@ -239,7 +223,7 @@ template <class T>
 void prefill_tile(const KVLayer &kv, const int64_t *table, int group, int heads, int64_t begin,
                   int tokens, int window, const Scaling &scaling, const float *query,
                   int64_t query_stride, PrefillScratch &scratch) {
-    constexpr bool PAIRS = HAS_PAIRS && (std::is_same_v<T, bf16> || std::is_same_v<T, int8_t>);
+    constexpr bool PAIRS = USES_PAIRS<T>;
     using E = std::conditional_t<PAIRS, Pair, float>;
     using Probability = std::conditional_t<PAIRS, bf16, float>;
     constexpr int NUMBERS = PAIRS ? 2 : 1;  // of one E
