@@ -18,6 +18,8 @@ namespace octavo::OCTAVO_ISA::paged {
 // the number of threads: the order in which its numbers are added up is the sequence's own.
 constexpr int CHUNK = 256;
 
+constexpr int AHEAD = 80;  // rows between what is prefetched and what is read
+
 constexpr float LOG2E = 1.44269504f;
 constexpr float NEG_INF = -INFINITY;
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_common.inl"
+#include "attention_pairs.inl"
 
 namespace octavo::OCTAVO_ISA::paged {
 
@@ -13,16 +14,16 @@ constexpr int HEADS = 4;
 constexpr int HEADS = 1;
 #endif
 constexpr int VECTORS = 4;  // of a value's numbers at once
-constexpr int AHEAD = 80;   // rows between what is prefetched and what is read
 
 // Of one thread, for the R heads of one key-value head.
 struct DecodeScratch {
     int padded_dim;
     float *query;   // [R, padded_dim], or as many Pairs
     float *scores;  // [R, CHUNK], then their exponentials
-    uint16_t *probabilities;  // [R, CHUNK], as bf16 where there are pairs
+    uint16_t *probabilities;  // [R, CHUNK], where there are pairs
     float *sums;    // [R, padded_dim]
     float *peaks, *totals;  // [R]
+    float *factors;         // [R], of the query's numbers, then of the probabilities
 
     DecodeScratch(Bump &bump, int heads, int dim) : padded_dim(int(round_up(dim, 64))) {
         query = bump.take<float>(int64_t(heads) * padded_dim);
@@ -31,6 +32,7 @@ struct DecodeScratch {
         sums = bump.take<float>(int64_t(heads) * padded_dim);
         peaks = bump.take<float>(heads);
         totals = bump.take<float>(heads);
+        factors = bump.take<float>(heads);
     }
 };
 
@@ -96,100 +98,6 @@ OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int dim, int
         for (int v = 0; v < V; v++) store(sums + h * padded_dim + d + v * LANES, acc[h][v]);
 }
 
-#if defined(__AVX512BF16__)
-
-OCTAVO_INLINE __m512 swap_halves(__m512 a, __m512 b) { return _mm512_shuffle_ps(a, b, 0x4e); }
-
-// Four vectors → in each quarter, the four sums of that quarter's numbers.
-OCTAVO_INLINE __m512 sums_in_quarters(const __m512 *x) {
-    // [a0+a2, a1+a3, b0+b2, b1+b3] of each quarter
-    __m512 ab = _mm512_mask_blend_ps(0xcccc, x[0], x[1]) + swap_halves(x[0], x[1]);
-    __m512 cd = _mm512_mask_blend_ps(0xcccc, x[2], x[3]) + swap_halves(x[2], x[3]);
-    return _mm512_shuffle_ps(ab, cd, 0x88) + _mm512_shuffle_ps(ab, cd, 0xdd);
-}
-
-// Of sums_in_quarters of tokens 0-3, 4-7, 8-11, 12-15: the sixteen sums.
-OCTAVO_INLINE __m512 sums_of_quarters(const __m512 *x) {
-    __m512 a = _mm512_mask_blend_ps(0xff00, x[0], x[1]) + _mm512_shuffle_f32x4(x[0], x[1], 0x4e);
-    __m512 b = _mm512_mask_blend_ps(0xff00, x[2], x[3]) + _mm512_shuffle_f32x4(x[2], x[3], 0x4e);
-    return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
-}
-
-template <class T, int N>
-OCTAVO_INLINE void score_tokens(const Rows &rows, int first, int dim, const Pair *query,
-                                int padded_dim, float *scores, bool is_first) {
-    __m512 quarters[N][4];
-    for (int part = 0; part < 4; part++) {
-        if (is_first)
-            for (int i = 0; i < 4; i++) rows.prefetch(first + part * 4 + i + AHEAD, dim * int(sizeof(T)));
-        __m512 sums[N][4] = {};
-        for (int d = 0; d < dim; d += 32) {
-            __m512i k[4];
-            for (int i = 0; i < 4; i++)
-                k[i] = load_bf16(rows.key<T>(first + part * 4 + i) + d, dim - d);
-            for (int h = 0; h < N; h++) {
-                __m512i q = _mm512_load_si512(query + (h * padded_dim + d) / 2);
-                for (int i = 0; i < 4; i++)
-                    sums[h][i] = _mm512_dpbf16_ps(sums[h][i], (__m512bh)k[i], (__m512bh)q);
-            }
-        }
-        for (int h = 0; h < N; h++) quarters[h][part] = sums_in_quarters(sums[h]);
-    }
-    for (int h = 0; h < N; h++)
-        _mm512_store_ps(scores + h * CHUNK + first, sums_of_quarters(quarters[h]));
-}
-
-// Numbers 0-3, 8-11, 16-19, 24-27 of 32 in the first vector of two, the others in the second.
-template <class T, int N, int V>
-OCTAVO_INLINE void add_values(const Rows &rows, int first, int end, int dim, int d,
-                              const bf16 *probabilities, float *sums, int padded_dim, bool is_first) {
-    __m512 acc[N][V];
-    for (int h = 0; h < N; h++)
-        for (int v = 0; v < V; v++)
-            acc[h][v] = _mm512_load_ps(sums + h * padded_dim + d + v * LANES);
-    auto step = [&](int t, auto load_second) __attribute__((always_inline)) {
-        const T *value = rows.value<T>(t) + d;
-        __m512i pairs[V];
-        for (int v = 0; v < V; v += 2) {
-            int left = dim - d - v * LANES;
-            __m512i x = load_bf16(value + v * LANES, left), y = load_second(v * LANES, left);
-            pairs[v] = _mm512_unpacklo_epi16(x, y);
-            pairs[v + 1] = _mm512_unpackhi_epi16(x, y);
-        }
-        for (int h = 0; h < N; h++) {
-            __m512i p = _mm512_set1_epi32(load_as<int32_t>(probabilities + h * CHUNK + t));
-            for (int v = 0; v < V; v++)
-                acc[h][v] = _mm512_dpbf16_ps(acc[h][v], (__m512bh)pairs[v], (__m512bh)p);
-        }
-    };
-    int t = first;
-    for (; t + 2 <= end; t += 2) {
-        if (is_first) {
-            rows.prefetch(rows.count + t + AHEAD, dim * int(sizeof(T)));
-            rows.prefetch(rows.count + t + 1 + AHEAD, dim * int(sizeof(T)));
-        }
-        const T *second = rows.value<T>(t + 1) + d;
-        step(t, [=](int at, int left) { return load_bf16(second + at, left); });
-    }
-    if (t < end) step(t, [](int, int) { return _mm512_setzero_si512(); });
-    for (int h = 0; h < N; h++)
-        for (int v = 0; v < V; v++)
-            _mm512_store_ps(sums + h * padded_dim + d + v * LANES, acc[h][v]);
-}
-
-// From the order of add_values' pairs to the numbers' own.
-OCTAVO_INLINE void reorder(float *sums, int padded_dim) {
-    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i high = _mm512_or_si512(low, _mm512_set1_epi32(8));
-    for (int d = 0; d < padded_dim; d += 32) {
-        __m512 a = _mm512_load_ps(sums + d), b = _mm512_load_ps(sums + d + 16);
-        _mm512_store_ps(sums + d, _mm512_permutex2var_ps(a, low, b));
-        _mm512_store_ps(sums + d + 16, _mm512_permutex2var_ps(a, high, b));
-    }
-}
-
-#endif
-
 // f(i, N) for N of `heads` heads from the i-th on, at most HEADS of them, N a constant.
 template <class F>
 OCTAVO_INLINE void each_heads(int heads, F &&f) {
@@ -205,7 +113,7 @@ template <class T, class P>
 void add_all_values(const Rows &rows, int heads, int dim, const P *probabilities, float *sums,
                     int padded_dim) {
     // A pair of vectors is the least there where a load is of 32 numbers.
-    constexpr int STEP = std::is_same_v<P, bf16> ? 2 : 1, WIDTH = STEP * LANES;
+    constexpr int STEP = USES_PAIRS<T> ? 2 : 1, WIDTH = STEP * LANES;
     for (int first = 0; first < rows.count; first += 64) {
         int end = first + 64 < rows.count ? first + 64 : rows.count;
         each_heads(heads, [&](int h, auto n) __attribute__((always_inline)) {
@@ -223,29 +131,35 @@ void add_all_values(const Rows &rows, int heads, int dim, const P *probabilities
     }
 }
 
-// scores → the exponentials of their distance to the largest, rounded where they are multiplied so,
-// and times their values' scales; `total` without these.
+// scores → the exponentials of their distance to the largest, times their values' scales, as they
+// are multiplied with values; `total` without these. → what the products are to be multiplied by.
 template <class T, class P>
-void soften_chunk(const Rows &rows, const Scaling &scaling, float *scores, P *probabilities,
-                  float &largest, float &total) {
+float soften_chunk(const Rows &rows, const Scaling &scaling, float factor, float *scores,
+                   P *probabilities, float &largest, float &total) {
     const int count = rows.count;
     vf top = splat(-FLT_MAX);
     for (int t = 0; t < count; t += LANES) {
         vf s = load(scores + t);
-        if constexpr (std::is_same_v<T, int8_t>) s *= load(rows.key_scales + t);
+        if constexpr (std::is_same_v<T, int8_t>) s *= load(rows.key_scales + t) * factor;
         s = first_lanes(count - t, scaling(s), splat(NEG_INF));
         store(scores + t, s);
         top = max(top, s);
     }
     largest = peak(top);
-    vf sum = {};
+    vf all = {};
     for (int t = 0; t < count; t += LANES) {
         vf p = exp2(load(scores + t) - largest);
-        sum += p;
+        all += p;
         if constexpr (std::is_same_v<T, int8_t>) p *= load(rows.value_scales + t);
-        store_probability(probabilities + t, p);
+        if constexpr (std::is_same_v<P, int16_t>)
+            store(scores + t, p);
+        else
+            store_probability(probabilities + t, p);
     }
-    total = octavo::OCTAVO_ISA::sum(sum);
+    total = sum(all);
+    if constexpr (std::is_same_v<P, int16_t>)
+        return quantize(scores, int(round_up(count, LANES)), probabilities);
+    return 1;
 }
 
 // One token's heads of one key-value head, query [R, D] in its first rows, against positions
@@ -253,18 +167,33 @@ void soften_chunk(const Rows &rows, const Scaling &scaling, float *scores, P *pr
 template <class T>
 void decode_chunk(const KVLayer &kv, const int64_t *table, int group, int heads, int64_t begin,
                   int64_t end, const Scaling &scaling, const float *query, DecodeScratch &scratch) {
-    constexpr bool PAIRS = USES_PAIRS<T>;
     const int dim = kv.head_dim, padded = scratch.padded_dim;
+#if defined(__AVX512BF16__)
+    constexpr bool PAIRS = USES_PAIRS<T>;
     using Query = std::conditional_t<PAIRS, Pair, float>;
-    using Probability = std::conditional_t<PAIRS, bf16, float>;
+    using Probability = std::conditional_t<PAIRS, typename Dot<T>::Factor, float>;
+#else
+    constexpr bool PAIRS = false;
+    using Query = float;
+    using Probability = float;
+#endif
     constexpr int NUMBERS = PAIRS ? 2 : 1;  // of one Query
 
     Rows rows;
     find_rows<T>(kv, table, group, begin, end, rows);
     auto *packed = reinterpret_cast<Query *>(scratch.query);
-    for (int h = 0; h < heads; h++)
-        pack_query(query + h * dim, dim, padded, packed + h * padded / NUMBERS);
-
+    for (int h = 0; h < heads; h++) {
+        scratch.factors[h] = 1;
+        Query *to = packed + h * padded / NUMBERS;
+#if defined(__AVX512BF16__)
+        if constexpr (std::is_same_v<Probability, int16_t>) {
+            pack_query(query + h * dim, dim, padded, scratch.sums);
+            scratch.factors[h] = quantize(scratch.sums, padded, reinterpret_cast<int16_t *>(to));
+            continue;
+        }
+#endif
+        pack_query(query + h * dim, dim, padded, to);
+    }
     for (int first = 0; first < rows.count; first += LANES) {
         each_heads(heads, [&](int h, auto n) __attribute__((always_inline)) {
             score_tokens<T, decltype(n)::value>(rows, first, dim, packed + h * padded / NUMBERS,
@@ -274,13 +203,15 @@ void decode_chunk(const KVLayer &kv, const int64_t *table, int group, int heads,
     auto *probabilities = reinterpret_cast<Probability *>(
         PAIRS ? static_cast<void *>(scratch.probabilities) : scratch.scores);
     for (int h = 0; h < heads; h++)
-        soften_chunk<T>(rows, scaling, scratch.scores + h * CHUNK, probabilities + h * CHUNK,
-                        scratch.peaks[h], scratch.totals[h]);
+        scratch.factors[h] =
+            soften_chunk<T>(rows, scaling, scratch.factors[h], scratch.scores + h * CHUNK,
+                            probabilities + h * CHUNK, scratch.peaks[h], scratch.totals[h]);
     memset(scratch.sums, 0, int64_t(heads) * padded * sizeof(float));
     add_all_values<T>(rows, heads, dim, probabilities, scratch.sums, padded);
 #if defined(__AVX512BF16__)
     if constexpr (PAIRS)
-        for (int h = 0; h < heads; h++) reorder(scratch.sums + h * padded, padded);
+        for (int h = 0; h < heads; h++)
+            finish_sums<T>(scratch.sums + h * padded, padded, scratch.factors[h]);
 #endif
 }
 
