@@ -125,9 +125,39 @@ OCTAVO_INLINE vf exp2(vf x) {
 #endif
 }
 
-typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
+
+// What one register holds. Loops that keep many sums use it: GCC 12 puts wider vectors in memory.
+#if defined(__AVX512F__)
+typedef vf native;
+#elif defined(__AVX2__)
+typedef float native __attribute__((vector_size(32)));
+#else
+typedef v4 native;
+#endif
+constexpr int WIDTH = sizeof(native) / sizeof(float);
+
+// LANES numbers of T as floats.
+template <class T>
+OCTAVO_INLINE void widen(const T *from, float *to) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // By halves: what `load` makes of them GCC stores number by number.
+    for (int i = 0; i < LANES; i += WIDTH) {
+        if constexpr (std::is_same_v<T, float>)
+            store_as(to + i, load_as<native>(from + i));
+        else if constexpr (std::is_same_v<T, f16>)
+            store_as(to + i, _mm256_cvtph_ps(load_as<__m128i>(from + i)));
+        else if constexpr (std::is_same_v<T, bf16>)
+            store_as(to + i, _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_as<__m128i>(from + i)), 16));
+        else
+            store_as(to + i, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
+                                 reinterpret_cast<const __m128i *>(from + i)))));
+    }
+#else
+    store(to, load(from));
+#endif
+}
 
 OCTAVO_INLINE float peak(vf x) {
 #if defined(__AVX512F__)

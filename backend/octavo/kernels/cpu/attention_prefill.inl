@@ -11,11 +11,7 @@ constexpr int KEYS = 128;       // of a tile, counted from position 0
 constexpr int TILE_ROWS = 256;  // of queries: tokens · R
 constexpr int ROWS = 6;         // that are multiplied at once; tiles are filled up with zeros
 constexpr int BLOCK_ROWS = 24;  // whose scores are softened and used while they are in cache
-#if defined(__AVX512F__)
-constexpr int MAX_VECTORS = 4;
-#else
-constexpr int MAX_VECTORS = 1;
-#endif
+constexpr int MAX_VECTORS = WIDTH == LANES ? 4 : 2;  // times ROWS: sums in registers
 
 inline int tile_tokens(int heads) { return heads < TILE_ROWS ? TILE_ROWS / heads : 1; }
 
@@ -44,10 +40,12 @@ struct PrefillScratch {
     }
 };
 
-// One step of a product: a number or a pair of each row of A, by those of sixteen columns of B.
-OCTAVO_INLINE vf multiply_add(float a, const float *b, vf sum) { return sum + a * load(b); }
+// One step of a product: a number or a pair of a row of A, by those of WIDTH columns of B.
+OCTAVO_INLINE native multiply_add(float a, const float *b, native sum) {
+    return sum + a * load_as<native>(b);
+}
 #if defined(__AVX512BF16__)
-OCTAVO_INLINE vf multiply_add(Pair a, const Pair *b, vf sum) {
+OCTAVO_INLINE native multiply_add(Pair a, const Pair *b, native sum) {
     __m512i pair = _mm512_set1_epi32(int(a.bits));
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(b), (__m512bh)pair);
 }
@@ -56,15 +54,16 @@ OCTAVO_INLINE vf multiply_add(Pair a, const Pair *b, vf sum) {
 template <class E, int V, bool ADD>
 OCTAVO_INLINE void multiply_rows(const E *a, int64_t a_stride, const E *b, int64_t b_stride,
                                  int depth, float *c, int64_t c_stride) {
-    vf sums[ROWS][V];
+    native sums[ROWS][V];
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = ADD ? load(c + r * c_stride + v * LANES) : vf{};
+        for (int v = 0; v < V; v++)
+            sums[r][v] = ADD ? load_as<native>(c + r * c_stride + v * WIDTH) : native{};
     for (int k = 0; k < depth; k++)
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < V; v++)
-                sums[r][v] = multiply_add(a[r * a_stride + k], b + k * b_stride + v * LANES, sums[r][v]);
+                sums[r][v] = multiply_add(a[r * a_stride + k], b + k * b_stride + v * WIDTH, sums[r][v]);
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < V; v++) store(c + r * c_stride + v * LANES, sums[r][v]);
+        for (int v = 0; v < V; v++) store_as(c + r * c_stride + v * WIDTH, sums[r][v]);
 }
 
 // C [rows, columns] = or += A [rows, depth] · B [depth, columns], rows a multiple of ROWS, columns
@@ -74,7 +73,7 @@ template <bool ADD, class E>
 void multiply(int rows, int columns, int depth, const E *a, int64_t a_stride, const E *b,
               int64_t b_stride, float *c, int64_t c_stride) {
     for (int column = 0; column < columns;) {
-        const int left = (columns - column) / LANES;
+        const int left = (columns - column) / WIDTH;
         // Five vectors are better taken as 3 + 2 than as 4 + 1.
         const int parts = (left + MAX_VECTORS - 1) / MAX_VECTORS;
         const int vectors = (left + parts - 1) / parts;
@@ -84,16 +83,14 @@ void multiply(int rows, int columns, int depth, const E *a, int64_t a_stride, co
                                                           b_stride, depth,
                                                           c + row * c_stride + column, c_stride);
             };
-            if constexpr (MAX_VECTORS == 1) {
-                go(std::integral_constant<int, 1>());
-            } else {
+            if constexpr (MAX_VECTORS == 4) {
                 if (vectors == 4) go(std::integral_constant<int, 4>());
                 if (vectors == 3) go(std::integral_constant<int, 3>());
-                if (vectors == 2) go(std::integral_constant<int, 2>());
-                if (vectors == 1) go(std::integral_constant<int, 1>());
             }
+            if (vectors == 2) go(std::integral_constant<int, 2>());
+            if (vectors == 1) go(std::integral_constant<int, 1>());
         }
-        column += vectors * LANES;
+        column += vectors * WIDTH;
     }
 }
 
