@@ -79,9 +79,11 @@ void find_rows(const KVLayer &kv, const int64_t *table, int group, int64_t begin
     int n = 0;
     for (int64_t position = begin; position < end;) {
         int64_t offset = position % kv.block_size;
-        int64_t left = kv.block_size - offset < end - position ? kv.block_size - offset : end - position;
+        int64_t left = kv.block_size - offset;
+        if (left > end - position) left = end - position;
         const uint8_t *block = kv.storage + table[position / kv.block_size] * kv.block_bytes;
-        const uint8_t *key = block + kv.keys + offset * stride + int64_t(group) * kv.head_dim * sizeof(T);
+        const uint8_t *key =
+            block + kv.keys + offset * stride + int64_t(group) * kv.head_dim * sizeof(T);
         for (int64_t i = 0; i < left; i++) rows.keys[n + i] = key + i * stride;
         if constexpr (std::is_same_v<T, int8_t>) {
             int64_t first = (offset * kv.num_kv_heads + group) * sizeof(f16);
@@ -149,7 +151,8 @@ OCTAVO_INLINE void widen(const T *from, float *to) {
         else if constexpr (std::is_same_v<T, f16>)
             store_as(to + i, _mm256_cvtph_ps(load_as<__m128i>(from + i)));
         else if constexpr (std::is_same_v<T, bf16>)
-            store_as(to + i, _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_as<__m128i>(from + i)), 16));
+            store_as(to + i, _mm256_slli_epi32(
+                                 _mm256_cvtepu16_epi32(load_as<__m128i>(from + i)), 16));
         else
             store_as(to + i, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
                                  reinterpret_cast<const __m128i *>(from + i)))));

@@ -132,8 +132,8 @@ void score_all(const Rows &rows, int heads, int dim, const Query *query, DecodeS
         } else {
 #if defined(__AVX512BF16__)
             each_heads(heads, [&](int h, auto n) __attribute__((always_inline)) {
-                score_tokens<T, decltype(n)::value>(rows, first, dim, query + h * padded / 2, padded,
-                                                    scratch.scores + h * CHUNK, h == 0);
+                score_tokens<T, decltype(n)::value>(rows, first, dim, query + h * padded / 2,
+                                                    padded, scratch.scores + h * CHUNK, h == 0);
             });
 #endif
         }
@@ -169,9 +169,11 @@ void add_all(const Rows &rows, int heads, int dim, const P *probabilities, Decod
             } else {
 #if defined(__AVX512BF16__)
                 for (; d + 64 <= dim; d += 64)
-                    add_values<T, N, 4>(rows, first, end, dim, d, p, sums, padded, h == 0 && d == 0);
+                    add_values<T, N, 4>(rows, first, end, dim, d, p, sums, padded,
+                                        h == 0 && d == 0);
                 for (; d < dim; d += 32)
-                    add_values<T, N, 2>(rows, first, end, dim, d, p, sums, padded, h == 0 && d == 0);
+                    add_values<T, N, 2>(rows, first, end, dim, d, p, sums, padded,
+                                        h == 0 && d == 0);
 #endif
             }
         });

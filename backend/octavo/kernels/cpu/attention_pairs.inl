@@ -44,7 +44,8 @@ OCTAVO_INLINE float quantize(const float *x, int n, int16_t *out) {
     }
     const float largest = peak(top), inverse = largest > 0 ? highest / largest : 0;
     for (int i = 0; i < n; i += LANES)
-        store_as(out + i, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32((__m512)(load(x + i) * inverse))));
+        store_as(out + i,
+                 _mm512_cvtepi32_epi16(_mm512_cvtps_epi32((__m512)(load(x + i) * inverse))));
     return largest / highest + sum(none);
 }
 

@@ -61,7 +61,8 @@ OCTAVO_INLINE void multiply_rows(const E *a, int64_t a_stride, const E *b, int64
     for (int k = 0; k < depth; k++)
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < V; v++)
-                sums[r][v] = multiply_add(a[r * a_stride + k], b + k * b_stride + v * WIDTH, sums[r][v]);
+                sums[r][v] =
+                    multiply_add(a[r * a_stride + k], b + k * b_stride + v * WIDTH, sums[r][v]);
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < V; v++) store_as(c + r * c_stride + v * WIDTH, sums[r][v]);
 }

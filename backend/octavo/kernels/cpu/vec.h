@@ -108,11 +108,13 @@ OCTAVO_INLINE vf load(const int8_t *p) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
 OCTAVO_INLINE vi greater(vf a, vf b) {
     Halves x = halves(a), y = halves(b);
-    return (vi)join(_mm256_cmp_ps(x.low, y.low, _CMP_GT_OQ), _mm256_cmp_ps(x.high, y.high, _CMP_GT_OQ));
+    return (vi)join(_mm256_cmp_ps(x.low, y.low, _CMP_GT_OQ),
+                    _mm256_cmp_ps(x.high, y.high, _CMP_GT_OQ));
 }
 OCTAVO_INLINE vi is_nan(vf a) {
     Halves x = halves(a);
-    return (vi)join(_mm256_cmp_ps(x.low, x.low, _CMP_UNORD_Q), _mm256_cmp_ps(x.high, x.high, _CMP_UNORD_Q));
+    return (vi)join(_mm256_cmp_ps(x.low, x.low, _CMP_UNORD_Q),
+                    _mm256_cmp_ps(x.high, x.high, _CMP_UNORD_Q));
 }
 #else
 OCTAVO_INLINE vi greater(vf a, vf b) { return a > b; }
