@@ -1,9 +1,6 @@
 """The CPU kernels' attention and KV writes against their statements in plain torch."""
 
-import ctypes
 import random
-import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,84 +8,31 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.config import EngineConfig
 from octavo.kernels import reference_kv
+from octavo.kernels.cpu import ISAS, Library
+from octavo.kernels.cpu.build import build
+from octavo.kernels.cpu.types import Batch, KVLayer, KVType
 
-FLAGS = {
-    "portable": "",
-    "avx2": "-mavx2 -mfma -mf16c",
-    "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi "
-    "-mavx512vnni -mavx512bf16",
+TYPES = {
+    torch.float32: KVType.F32,
+    torch.bfloat16: KVType.BF16,
+    torch.float16: KVType.F16,
+    torch.int8: KVType.INT8,
 }
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
 # Of outputs of about 1: what the sums' order costs, and where products are of bf16, its rounding
 # of queries and probabilities.
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-5, torch.int8: 2e-2}
 
 
-class KVLayer(ctypes.Structure):
-    _fields_ = [
-        ("storage", ctypes.c_void_p),
-        ("block_bytes", ctypes.c_int64),
-        ("keys", ctypes.c_int64),
-        ("values", ctypes.c_int64),
-        ("key_scales", ctypes.c_int64),
-        ("value_scales", ctypes.c_int64),
-        ("type", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("num_kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-    ]
-
-
-class Batch(ctypes.Structure):
-    _fields_ = [
-        ("token_ids", ctypes.c_void_p),
-        ("positions", ctypes.c_void_p),
-        ("slot_mapping", ctypes.c_void_p),
-        ("block_tables", ctypes.c_void_p),
-        ("query_start", ctypes.c_void_p),
-        ("context_lens", ctypes.c_void_p),
-        ("table_stride", ctypes.c_int64),
-        ("num_tokens", ctypes.c_int32),
-        ("num_seqs", ctypes.c_int32),
-        ("num_decodes", ctypes.c_int32),
-    ]
-
-
-class Attention(ctypes.Structure):
-    _fields_ = [
-        ("num_heads", ctypes.c_int32),
-        ("window", ctypes.c_int32),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-    ]
-
-
-@dataclass
-class Team:
-    """One instruction set's library and threads."""
-
-    c: ctypes.CDLL
-    handle: int
-    isa: str
-
-
-@pytest.fixture(scope="module", params=list(FLAGS))
-def team(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Team]:
-    source = Path(__file__).parent / "cpu_attention_harness.cpp"
-    pool = source.parents[2] / "backend/octavo/kernels/cpu/pool.cpp"
-    library = tmp_path_factory.mktemp("kernels") / f"{request.param}.so"
-    command = ["g++", "-std=gnu++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi"]
-    flags = FLAGS[request.param].split()
-    subprocess.run([*command, *flags, str(source), str(pool), "-o", str(library)], check=True)
-    c = ctypes.CDLL(str(library))
-    c.octavo_team_new.restype = ctypes.c_void_p
-    c.octavo_attention_bytes.restype = ctypes.c_size_t
-    handle = c.octavo_team_new(2, None)
-    yield Team(c, handle, request.param)
-    c.octavo_team_delete(ctypes.c_void_p(handle))
+@pytest.fixture(scope="module", params=ISAS)
+def library(request: pytest.FixtureRequest) -> Library:
+    """With two threads."""
+    try:
+        return Library(build(EngineConfig(model=Path()).kernel_cache), request.param, 2)
+    except ValueError as exc:
+        pytest.skip(f"{request.param}: {exc}")
 
 
 @dataclass
@@ -106,7 +50,7 @@ class Memory:
     def make(blocks: int, block_size: int, kv_heads: int, dim: int, dtype: torch.dtype) -> "Memory":
         numbers = block_size * kv_heads * dim * dtype.itemsize
         scale_bytes = block_size * kv_heads * 2 if dtype is torch.int8 else 0
-        # Scales and the next layer's begin at even places; a gap between blocks, as of other layers.
+        # Each part begins at an even place; between two blocks is a gap, as of other layers.
         starts = [0, numbers + numbers % 2]
         starts += [starts[1] + numbers + numbers % 2]
         starts += [starts[2] + scale_bytes]
@@ -193,25 +137,16 @@ def make_inputs(case: Case) -> Inputs:
     )
 
 
-def attend(team: Team, case: Case, inputs: Inputs) -> Tensor:
-    out = torch.full_like(inputs.query, torch.nan)
-    attention = Attention(
-        case.heads, case.window or 0, case.dim**-0.5, 0.0 if case.softcap is None else case.softcap
-    )
+def attend(library: Library, case: Case, inputs: Inputs) -> Tensor:
     batch = Batch(
-        None, None, None, inputs.tables.data_ptr(), inputs.query_start.data_ptr(),
-        inputs.context_lens.data_ptr(), inputs.tables.stride(0), len(inputs.query),
-        len(inputs.tables), 0,
+        block_tables=inputs.tables.data_ptr(), query_start=inputs.query_start.data_ptr(),
+        context_lens=inputs.context_lens.data_ptr(), table_stride=inputs.tables.stride(0),
+        num_tokens=len(inputs.query), num_seqs=len(inputs.tables),
     )  # fmt: skip
-    handle, by = ctypes.c_void_p(team.handle), ctypes.byref
-    layer = by(inputs.memory.layer)
-    size = team.c.octavo_attention_bytes(0, handle, by(attention), layer, by(batch))
-    scratch = torch.full((size,), 0xFF, dtype=torch.uint8)  # NaN
-    team.c.octavo_attention(
-        0, handle, by(attention), layer, by(batch), ctypes.c_void_p(inputs.query.data_ptr()),
-        ctypes.c_void_p(out.data_ptr()), ctypes.c_void_p(scratch.data_ptr()),
+    return library.paged_attention(
+        inputs.query, inputs.memory.layer, batch, case.dim**-0.5, window=case.window,
+        softcap=case.softcap,
     )  # fmt: skip
-    return out
 
 
 def expected(case: Case, inputs: Inputs) -> Tensor:
@@ -229,15 +164,15 @@ def expected(case: Case, inputs: Inputs) -> Tensor:
     return torch.cat(out)
 
 
-def check(team: Team, case: Case) -> None:
+def check(library: Library, case: Case) -> None:
     inputs = make_inputs(case)
-    got = attend(team, case, inputs)
-    exact = case.dtype in (torch.float32, torch.float16) or team.isa != "avx512"
+    got = attend(library, case, inputs)
+    exact = library.isa not in ("amx", "avx512")
     atol = TOLERANCES[torch.float32 if exact else case.dtype]
     torch.testing.assert_close(got, expected(case, inputs), rtol=0, atol=atol)
     for row in range(len(case.batch)):
         begin, end = inputs.query_start[row : row + 2].tolist()
-        assert torch.equal(attend(team, case, inputs.alone(row)), got[begin:end]), row
+        assert torch.equal(attend(library, case, inputs.alone(row)), got[begin:end]), row
 
 
 BATCHES = {
@@ -254,44 +189,44 @@ DTYPES = pytest.mark.parametrize("dtype", list(TYPES), ids=lambda d: str(d).remo
 
 @DTYPES
 @pytest.mark.parametrize("name", BATCHES)
-def test_batches(team: Team, name: str, dtype: torch.dtype) -> None:
-    check(team, Case(BATCHES[name], 8, 2, 64, 16, dtype))
+def test_batches(library: Library, name: str, dtype: torch.dtype) -> None:
+    check(library, Case(BATCHES[name], 8, 2, 64, 16, dtype))
 
 
 @DTYPES
 @pytest.mark.parametrize("dim", [1, 2, 5, 16, 24, 33, 80, 96, 128, 200, 256])
-def test_head_sizes(team: Team, dim: int, dtype: torch.dtype) -> None:
-    check(team, Case([(1, 40), (1, 7), (9, 33)], 6, 2, dim, 16, dtype))
+def test_head_sizes(library: Library, dim: int, dtype: torch.dtype) -> None:
+    check(library, Case([(1, 40), (1, 7), (9, 33)], 6, 2, dim, 16, dtype))
 
 
 @DTYPES
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 3), (7, 1), (40, 2), (5, 1), (300, 1)])
-def test_groups_of_heads(team: Team, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
-    check(team, Case([(1, 37), (3, 20), (1, 300)], heads, kv_heads, 32, 16, dtype))
+def test_groups_of_heads(library: Library, heads: int, kv_heads: int, dtype: torch.dtype) -> None:
+    check(library, Case([(1, 37), (3, 20), (1, 300)], heads, kv_heads, 32, 16, dtype))
 
 
 @DTYPES
 @pytest.mark.parametrize("block_size", [1, 3, 7, 64, 1000])
-def test_block_sizes(team: Team, block_size: int, dtype: torch.dtype) -> None:
-    check(team, Case([(1, 290), (20, 150)], 4, 2, 24, block_size, dtype))
+def test_block_sizes(library: Library, block_size: int, dtype: torch.dtype) -> None:
+    check(library, Case([(1, 290), (20, 150)], 4, 2, 24, block_size, dtype))
 
 
 @DTYPES
 @pytest.mark.parametrize("window", [1, 2, 17, 128, 256, 300, 10_000])
-def test_windows(team: Team, window: int, dtype: torch.dtype) -> None:
+def test_windows(library: Library, window: int, dtype: torch.dtype) -> None:
     batch = [(1, 1), (1, 290), (1, 600), (33, 33), (60, 460), (140, 300)]
-    check(team, Case(batch, 4, 2, 16, 8, dtype, window=window))
+    check(library, Case(batch, 4, 2, 16, 8, dtype, window=window))
 
 
 @DTYPES
 @pytest.mark.parametrize("window", [None, 50])
-def test_softcap(team: Team, window: int | None, dtype: torch.dtype) -> None:
+def test_softcap(library: Library, window: int | None, dtype: torch.dtype) -> None:
     batch = [(1, 300), (1, 9), (40, 140)]
-    check(team, Case(batch, 4, 2, 64, 16, dtype, window=window, softcap=0.7))
+    check(library, Case(batch, 4, 2, 64, 16, dtype, window=window, softcap=0.7))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_any_shapes(team: Team, seed: int) -> None:
+def test_any_shapes(library: Library, seed: int) -> None:
     pick = random.Random(seed)
     kv_heads = pick.choice([1, 2, 3])
     batch = [(1, pick.randint(1, 700)) for _ in range(pick.randint(0, 5))]
@@ -300,7 +235,7 @@ def test_any_shapes(team: Team, seed: int) -> None:
         batch.append((length, length + pick.choice([0, pick.randint(1, 300)])))
     pick.shuffle(batch)
     check(
-        team,
+        library,
         Case(
             batch, kv_heads * pick.choice([1, 2, 3, 4, 6, 8]), kv_heads,
             pick.choice([16, 24, 64, 80, 96, 128]), pick.choice([1, 5, 16, 24, 33]),
@@ -310,19 +245,11 @@ def test_any_shapes(team: Team, seed: int) -> None:
     )  # fmt: skip
 
 
-def store(team: Team, memory: Memory, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    team.c.octavo_store_kv(
-        0, ctypes.c_void_p(team.handle), ctypes.byref(memory.layer),
-        ctypes.c_void_p(slots.data_ptr()), len(slots), ctypes.c_void_p(keys.data_ptr()),
-        ctypes.c_void_p(values.data_ptr()),
-    )  # fmt: skip
-
-
 @DTYPES
 @pytest.mark.parametrize("spread", [1e-9, 1e-7, 3e-6, 1.0, 1e5, 1e9, 1e38])
 @pytest.mark.parametrize(("kv_heads", "dim", "block_size"), [(2, 64, 16), (3, 5, 7), (1, 33, 1)])
 def test_store_kv(
-    team: Team, kv_heads: int, dim: int, block_size: int, spread: float, dtype: torch.dtype
+    library: Library, kv_heads: int, dim: int, block_size: int, spread: float, dtype: torch.dtype
 ) -> None:
     """Bit for bit what the reference stores, and nothing else is written."""
     generator = torch.Generator().manual_seed(dim)
@@ -334,7 +261,7 @@ def test_store_kv(
     values[3, 0, -1] = torch.inf
     values[4 % len(values), -1, 0] = -torch.inf
     got, want = (Memory.make(9, block_size, kv_heads, dim, dtype) for _ in range(2))
-    store(team, got, slots, keys, values)
+    library.store_kv(keys, values, got.layer, slots)
     reference_kv.store_kv(
         keys, values, want.keys, want.values, slots, want.key_scales, want.value_scales
     )
@@ -347,12 +274,12 @@ def test_store_kv(
 
 
 @DTYPES
-def test_not_a_number_stays_so(team: Team, dtype: torch.dtype) -> None:
+def test_not_a_number_stays_so(library: Library, dtype: torch.dtype) -> None:
     memory = Memory.make(2, 4, 1, 24, dtype)
     memory.storage.zero_()
     keys = torch.ones(2, 1, 24)
     keys[1, 0, 20] = torch.nan
-    store(team, memory, torch.tensor([5, 2]), keys, keys.clone())
+    library.store_kv(keys, keys, memory.layer, torch.tensor([5, 2]))
     for cache, scales in ((memory.keys, memory.key_scales), (memory.values, memory.value_scales)):
         read = cache.float() if scales is None else cache.float() * scales.float()[..., None]
         assert read[0, 2, 0].isnan().any() and not read[1].isnan().any()
@@ -361,7 +288,9 @@ def test_not_a_number_stays_so(team: Team, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("length", [1, 3])
 @DTYPES
-def test_a_key_that_is_not_a_number_is_seen(team: Team, length: int, dtype: torch.dtype) -> None:
+def test_a_key_that_is_not_a_number_is_seen(
+    library: Library, length: int, dtype: torch.dtype
+) -> None:
     case = Case([(length, 300), (length, 40)], 2, 1, 32, 16, dtype)
     inputs = make_inputs(case)
     row = (inputs.tables[0, 10], 3, 0)
@@ -369,5 +298,5 @@ def test_a_key_that_is_not_a_number_is_seen(team: Team, length: int, dtype: torc
         inputs.memory.key_scales[row] = torch.nan
     else:
         inputs.memory.keys[row] = torch.nan
-    got = attend(team, case, inputs)
+    got = attend(library, case, inputs)
     assert got[:length].isnan().all() and not got[length:].isnan().any()

@@ -110,7 +110,8 @@ void run_tile(const Plan &plan, int seq, int64_t item, int group, const float *q
     Bump bump{work};
     PrefillScratch scratch(bump, heads, dim);
     const int64_t tokens = plan.tokens(seq), first = item * tile_tokens(heads);
-    const int count = int(tokens - first < tile_tokens(heads) ? tokens - first : tile_tokens(heads));
+    const int64_t left = tokens - first;
+    const int count = left < tile_tokens(heads) ? int(left) : tile_tokens(heads);
     prefill_tile<T>(plan.kv, plan.batch.block_tables + seq * plan.batch.table_stride, group, heads,
                     plan.batch.context_lens[seq] - tokens + first, count, plan.attention.window,
                     Scaling(plan.attention), query + first * query_stride, query_stride, scratch);
@@ -197,8 +198,8 @@ inline size_t attention_scratch_bytes(const Attention &attention, const KVLayer 
     return memory.end + 64;  // `scratch` begins anywhere
 }
 
-// query [T, H, D], roped but not scaled, in rows of query_stride numbers → out [T, H · D] in rows of
-// out_stride, of Out = float or bf16. All threads of a job call it; it ends with a barrier.
+// query [T, H, D], roped but not scaled, in rows of query_stride numbers → out [T, H · D] in rows
+// of out_stride, of Out = float or bf16. All threads of a job call it; it ends with a barrier.
 // scratch: attention_scratch_bytes of the same batch, the same for all threads.
 template <class Out>
 void paged_attention(Worker &worker, const Attention &attention, const KVLayer &kv,

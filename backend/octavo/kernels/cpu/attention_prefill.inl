@@ -11,11 +11,7 @@ constexpr int KEYS = 128;       // of a tile, counted from position 0
 constexpr int TILE_ROWS = 256;  // of queries: tokens · R
 constexpr int ROWS = 6;         // that are multiplied at once; tiles are filled up with zeros
 constexpr int BLOCK_ROWS = 24;  // whose scores are softened and used while they are in cache
-#if defined(__AVX512F__)
-constexpr int MAX_VECTORS = 4;
-#else
-constexpr int MAX_VECTORS = 1;
-#endif
+constexpr int MAX_VECTORS = WIDTH == LANES ? 4 : 2;  // times ROWS: sums in registers
 
 inline int tile_tokens(int heads) { return heads < TILE_ROWS ? TILE_ROWS / heads : 1; }
 
@@ -44,10 +40,12 @@ struct PrefillScratch {
     }
 };
 
-// One step of a product: a number or a pair of each row of A, by those of sixteen columns of B.
-OCTAVO_INLINE vf multiply_add(float a, const float *b, vf sum) { return sum + a * load(b); }
+// One step of a product: a number or a pair of a row of A, by those of WIDTH columns of B.
+OCTAVO_INLINE native multiply_add(float a, const float *b, native sum) {
+    return sum + a * load_as<native>(b);
+}
 #if defined(__AVX512BF16__)
-OCTAVO_INLINE vf multiply_add(Pair a, const Pair *b, vf sum) {
+OCTAVO_INLINE native multiply_add(Pair a, const Pair *b, native sum) {
     __m512i pair = _mm512_set1_epi32(int(a.bits));
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(b), (__m512bh)pair);
 }
@@ -56,15 +54,17 @@ OCTAVO_INLINE vf multiply_add(Pair a, const Pair *b, vf sum) {
 template <class E, int V, bool ADD>
 OCTAVO_INLINE void multiply_rows(const E *a, int64_t a_stride, const E *b, int64_t b_stride,
                                  int depth, float *c, int64_t c_stride) {
-    vf sums[ROWS][V];
+    native sums[ROWS][V];
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = ADD ? load(c + r * c_stride + v * LANES) : vf{};
+        for (int v = 0; v < V; v++)
+            sums[r][v] = ADD ? load_as<native>(c + r * c_stride + v * WIDTH) : native{};
     for (int k = 0; k < depth; k++)
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < V; v++)
-                sums[r][v] = multiply_add(a[r * a_stride + k], b + k * b_stride + v * LANES, sums[r][v]);
+                sums[r][v] =
+                    multiply_add(a[r * a_stride + k], b + k * b_stride + v * WIDTH, sums[r][v]);
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < V; v++) store(c + r * c_stride + v * LANES, sums[r][v]);
+        for (int v = 0; v < V; v++) store_as(c + r * c_stride + v * WIDTH, sums[r][v]);
 }
 
 // C [rows, columns] = or += A [rows, depth] · B [depth, columns], rows a multiple of ROWS, columns
@@ -74,7 +74,7 @@ template <bool ADD, class E>
 void multiply(int rows, int columns, int depth, const E *a, int64_t a_stride, const E *b,
               int64_t b_stride, float *c, int64_t c_stride) {
     for (int column = 0; column < columns;) {
-        const int left = (columns - column) / LANES;
+        const int left = (columns - column) / WIDTH;
         // Five vectors are better taken as 3 + 2 than as 4 + 1.
         const int parts = (left + MAX_VECTORS - 1) / MAX_VECTORS;
         const int vectors = (left + parts - 1) / parts;
@@ -84,16 +84,14 @@ void multiply(int rows, int columns, int depth, const E *a, int64_t a_stride, co
                                                           b_stride, depth,
                                                           c + row * c_stride + column, c_stride);
             };
-            if constexpr (MAX_VECTORS == 1) {
-                go(std::integral_constant<int, 1>());
-            } else {
+            if constexpr (MAX_VECTORS == 4) {
                 if (vectors == 4) go(std::integral_constant<int, 4>());
                 if (vectors == 3) go(std::integral_constant<int, 3>());
-                if (vectors == 2) go(std::integral_constant<int, 2>());
-                if (vectors == 1) go(std::integral_constant<int, 1>());
             }
+            if (vectors == 2) go(std::integral_constant<int, 2>());
+            if (vectors == 1) go(std::integral_constant<int, 1>());
         }
-        column += vectors * LANES;
+        column += vectors * WIDTH;
     }
 }
 
@@ -116,17 +114,6 @@ void pack_values(const Rows &rows, int dim, int stride, float *out) {
 }
 
 #if defined(__AVX512BF16__)
-
-// Numbers [0, n) of 32 as bf16, which an int8 is exactly.
-OCTAVO_INLINE __m512i load_bf16(const bf16 *p, int n) {
-    return _mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p);
-}
-OCTAVO_INLINE __m512i load_bf16(const int8_t *p, int n) {
-    __m256i x = _mm256_maskz_loadu_epi8(n >= 32 ? ~0u : (1u << n) - 1, p);
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(x)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(x, 1)));
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
 
 // Sixteen rows of sixteen → their columns.
 OCTAVO_INLINE void transpose(__m512i *x) {
@@ -221,14 +208,9 @@ OCTAVO_INLINE void soften_row(const Rows &rows, int first, int last, const Scali
     vf sum = {};
     for (int t = 0; t < count; t += LANES) {
         vf p = exp2(load(scores + t) - largest);
-        if constexpr (std::is_same_v<T, int8_t>) {
-            sum += p;
-            p *= load(rows.value_scales + t);
-            store(probabilities + t, p);
-        } else {
-            store(probabilities + t, p);
-            sum += load(probabilities + t);
-        }
+        sum += p;
+        if constexpr (std::is_same_v<T, int8_t>) p *= load(rows.value_scales + t);
+        store_probability(probabilities + t, p);
     }
     total += octavo::OCTAVO_ISA::sum(sum);
 }
@@ -239,7 +221,7 @@ template <class T>
 void prefill_tile(const KVLayer &kv, const int64_t *table, int group, int heads, int64_t begin,
                   int tokens, int window, const Scaling &scaling, const float *query,
                   int64_t query_stride, PrefillScratch &scratch) {
-    constexpr bool PAIRS = HAS_PAIRS && (std::is_same_v<T, bf16> || std::is_same_v<T, int8_t>);
+    constexpr bool PAIRS = USES_PAIRS<T>;
     using E = std::conditional_t<PAIRS, Pair, float>;
     using Probability = std::conditional_t<PAIRS, bf16, float>;
     constexpr int NUMBERS = PAIRS ? 2 : 1;  // of one E

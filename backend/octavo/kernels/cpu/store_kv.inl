@@ -1,6 +1,7 @@
 // Keys and values of new tokens into KV memory, as reference_kv.store_kv states it.
 #pragma once
 
+#include <cfloat>
 #include <type_traits>
 
 #include "types.h"
@@ -15,9 +16,8 @@ constexpr float LARGEST_F16 = 65504.0f, LARGEST_BF16 = 3.38953139e38f, LARGEST_I
 // What lies between the largest number and infinity becomes the largest; only infinities, and what
 // is not a number, stay.
 OCTAVO_INLINE vf saturate(vf x, float largest) {
-    vf kept = x > splat(largest) ? splat(largest) : x;
-    kept = kept < splat(-largest) ? splat(-largest) : kept;
-    return abs(x) == splat(INFINITY) ? x : kept;
+    vf kept = max(splat(-largest), min(splat(largest), x));
+    return select(greater(abs(x), splat(FLT_MAX)), x, kept);
 }
 
 inline void store_row(const float *x, int dim, float *to) { memcpy(to, x, dim * sizeof(float)); }
@@ -36,7 +36,7 @@ inline f16 store_row(const float *x, int dim, int8_t *to) {
     vi odd = {};
     for (int d = 0; d < dim; d += LANES) {
         vf a = abs(load(x + d, dim - d));
-        odd |= a != a;
+        odd |= is_nan(a);
         peak = max(a, peak);
     }
     float top = 0;
@@ -52,11 +52,10 @@ inline f16 store_row(const float *x, int dim, int8_t *to) {
     const float divisor = scale == 0 ? 1.0f : float(scale);
     for (int d = 0; d < dim; d += LANES) {
         vf q = load(x + d, dim - d) / divisor;
-        q = q > splat(LARGEST_INT8) ? splat(LARGEST_INT8) : q;
-        q = q < splat(-LARGEST_INT8) ? splat(-LARGEST_INT8) : q;
+        q = max(splat(-LARGEST_INT8), min(splat(LARGEST_INT8), q));
         // Adding and taking off 1.5 · 2^23 rounds to the nearest integer, ties to even.
         q = q + 12582912.0f - 12582912.0f;
-        q = q == q ? q : vf{};
+        q = select(is_nan(q), vf{}, q);
         vb bytes = __builtin_convertvector(__builtin_convertvector(q, vi), vb);
         memcpy(to + d, &bytes, dim - d < LANES ? dim - d : LANES);
     }

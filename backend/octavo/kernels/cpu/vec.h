@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #ifndef OCTAVO_ISA
 #error "include vec.h from an isa_*.cpp, which names its instruction set"
 #endif
@@ -54,7 +58,43 @@ OCTAVO_INLINE float to_float(bf16 x) {
 OCTAVO_INLINE float to_float(f16 x) { return float(x); }
 OCTAVO_INLINE float to_float(int8_t x) { return float(x); }
 
+// GCC 12 makes sixteen scalar conversions or comparisons out of one of vectors that are wider than
+// the registers, and of f16 always: these have their instructions by name.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+struct Halves {
+    __m256 low, high;
+};
+OCTAVO_INLINE vf join(__m256 low, __m256 high) {
+    Halves h = {low, high};
+    return load_as<vf>(&h);
+}
+OCTAVO_INLINE Halves halves(vf x) { return load_as<Halves>(&x); }
+OCTAVO_INLINE __m128i load_8(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+#endif
+
 OCTAVO_INLINE vf load(const float *p) { return load_as<vf>(p); }
+#if defined(__AVX512F__)
+OCTAVO_INLINE vf load(const bf16 *p) {
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_as<__m256i>(p)), 16);
+}
+OCTAVO_INLINE vf load(const f16 *p) { return (vf)_mm512_cvtph_ps(load_as<__m256i>(p)); }
+OCTAVO_INLINE vf load(const int8_t *p) {
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(p)));
+}
+#elif defined(__AVX2__)
+OCTAVO_INLINE vf load(const bf16 *p) {
+    __m256i low = _mm256_cvtepu16_epi32(load_8(p)), high = _mm256_cvtepu16_epi32(load_8(p + 8));
+    return join((__m256)_mm256_slli_epi32(low, 16), (__m256)_mm256_slli_epi32(high, 16));
+}
+OCTAVO_INLINE vf load(const f16 *p) {
+    return join(_mm256_cvtph_ps(load_8(p)), _mm256_cvtph_ps(load_8(p + 8)));
+}
+OCTAVO_INLINE vf load(const int8_t *p) {
+    __m128i all = load_8(p);
+    return join(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(all, 8))));
+}
+#else
 OCTAVO_INLINE vf load(const bf16 *p) {
     return (vf)(__builtin_convertvector(load_as<vh>(p), vu) << 16);
 }
@@ -62,18 +102,54 @@ OCTAVO_INLINE vf load(const f16 *p) { return __builtin_convertvector(load_as<vf1
 OCTAVO_INLINE vf load(const int8_t *p) {
     return __builtin_convertvector(__builtin_convertvector(load_as<vb>(p), vi), vf);
 }
+#endif
+
+// All bits where it holds; never for what is not a number.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+OCTAVO_INLINE vi greater(vf a, vf b) {
+    Halves x = halves(a), y = halves(b);
+    return (vi)join(_mm256_cmp_ps(x.low, y.low, _CMP_GT_OQ),
+                    _mm256_cmp_ps(x.high, y.high, _CMP_GT_OQ));
+}
+OCTAVO_INLINE vi is_nan(vf a) {
+    Halves x = halves(a);
+    return (vi)join(_mm256_cmp_ps(x.low, x.low, _CMP_UNORD_Q),
+                    _mm256_cmp_ps(x.high, x.high, _CMP_UNORD_Q));
+}
+#else
+OCTAVO_INLINE vi greater(vf a, vf b) { return a > b; }
+OCTAVO_INLINE vi is_nan(vf a) { return a != a; }
+#endif
 
 // Rounded to nearest even; what is not a number stays so.
 OCTAVO_INLINE vh narrow(vf x) {
     vu bits = (vu)x;
     vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    vu quiet = (vu)(x != x);
-    return __builtin_convertvector((quiet & 0x7fc0) | (~quiet & rounded), vh);
+    vu quiet = (vu)is_nan(x);
+    vu all = (quiet & 0x7fc0) | (~quiet & rounded);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    Halves h = halves((vf)all);
+    __m256i packed = _mm256_packus_epi32((__m256i)h.low, (__m256i)h.high);
+    packed = _mm256_permute4x64_epi64(packed, 0xd8);
+    return load_as<vh>(&packed);
+#else
+    return __builtin_convertvector(all, vh);
+#endif
 }
 
 OCTAVO_INLINE void store(float *p, vf x) { store_as(p, x); }
 OCTAVO_INLINE void store(bf16 *p, vf x) { store_as(p, narrow(x)); }
+#if defined(__AVX512F__)
+OCTAVO_INLINE void store(f16 *p, vf x) { store_as(p, _mm512_cvtps_ph((__m512)x, 0)); }
+#elif defined(__AVX2__)
+OCTAVO_INLINE void store(f16 *p, vf x) {
+    Halves h = halves(x);
+    store_as(p, _mm256_cvtps_ph(h.low, 0));
+    store_as(p + 8, _mm256_cvtps_ph(h.high, 0));
+}
+#else
 OCTAVO_INLINE void store(f16 *p, vf x) { store_as(p, __builtin_convertvector(x, vf16)); }
+#endif
 
 // The first n of sixteen, the others zero; nothing behind them is touched.
 template <class T>
@@ -95,8 +171,23 @@ OCTAVO_INLINE void store(T *p, vf x, int n) {
 OCTAVO_INLINE vf select(vi mask, vf yes, vf no) {
     return (vf)((mask & (vi)yes) | (~mask & (vi)no));
 }
+#if defined(__AVX512F__)
+// The second operand where one is not a number.
+OCTAVO_INLINE vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+OCTAVO_INLINE vf min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX2__)
+OCTAVO_INLINE vf max(vf a, vf b) {
+    Halves x = halves(a), y = halves(b);
+    return join(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
+}
+OCTAVO_INLINE vf min(vf a, vf b) {
+    Halves x = halves(a), y = halves(b);
+    return join(_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high));
+}
+#else
 OCTAVO_INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
 OCTAVO_INLINE vf min(vf a, vf b) { return select(a < b, a, b); }
+#endif
 OCTAVO_INLINE vf abs(vf x) { return (vf)((vu)x & 0x7fffffff); }
 
 OCTAVO_INLINE float sum(vf x) {
@@ -137,9 +228,9 @@ OCTAVO_INLINE vf exp(vf x) {
     vi whole = __builtin_convertvector(n, vi);
     vi half = whole >> 1;
     vf scaled = p * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
-    scaled = select(x < low, vf{}, scaled);
-    scaled = select(x > high, splat(INFINITY), scaled);
-    return select(x != x, x, scaled);
+    scaled = select(greater(low, x), vf{}, scaled);
+    scaled = select(greater(x, high), splat(INFINITY), scaled);
+    return select(is_nan(x), x, scaled);
 }
 
 OCTAVO_INLINE vf tanh(vf x) {
@@ -149,7 +240,7 @@ OCTAVO_INLINE vf tanh(vf x) {
     // Near zero the difference above loses its digits; the series does not.
     vf s = x * x;
     vf small = a * (1.0f + s * (-1.0f / 3 + s * (2.0f / 15 - s * (17.0f / 315))));
-    vf t = select(a < splat(0.1f), small, big);
+    vf t = select(greater(splat(0.1f), a), small, big);
     return (vf)((vu)t | ((vu)x & 0x80000000u));
 }
 
