@@ -49,7 +49,7 @@ class Case:
     least_distinct: int  # tokens in the most varied output
     compare: Callable[[Recorder, Recorder], None]
     kv_cache_dtype: str = "auto"
-    weights: Mapping[str, Any] = field(default_factory=dict)  # settings of their format
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further ones, of every engine
 
     @property
     def params(self) -> SamplingParams:
@@ -60,9 +60,9 @@ class Case:
         return max(map(len, self.prompts)) + self.max_tokens
 
     def engine(self, **settings: Any) -> Engine:
-        settings = {"max_model_len": self.longest, "num_blocks": 400, **settings}
+        given = {"max_model_len": self.longest, "num_blocks": 400, **self.settings, **settings}
         formats = {"dtype": self.dtype, "kv_cache_dtype": self.kv_cache_dtype}
-        return make_engine(self.folder, **formats, **self.weights, **settings)
+        return make_engine(self.folder, **formats, **given)
 
     def run_alone(self, params: SamplingParams | list[SamplingParams]) -> list[Recorder]:
         """Each prompt by itself, its prefill in one step."""

@@ -27,7 +27,7 @@ def test_batched_equals_alone(
 ) -> None:
     weights = {"weight_format": weight_format, "weight_group_size": group_size}
     prompts = random_prompts([33, 3, 17, 1, 28, 8])
-    case = Case(toy_folder, "float32", prompts, 16, 8, compare, weights=weights)
+    case = Case(toy_folder, "float32", prompts, 16, 8, compare, settings=weights)
     engine = case.engine(max_num_seqs=4, max_num_batched_tokens=16)
     case.assert_as_alone(generate_checked(engine, prompts, case.params, [0, 0, 1, 2, 3, 5]))
     assert engine.stats.busy_s["mixed"] > 0

@@ -11,7 +11,7 @@ import pytest
 
 from octavo.config import EngineConfig
 from octavo.kernels.cpu import ISAS, Library
-from octavo.kernels.cpu.build import build
+from octavo.kernels.cpu.build import build_library
 
 OPTIONS = tuple(os.environ.get("OCTAVO_KERNEL_OPTIONS", "").split())
 EMULATED = "amx, emulated"
@@ -24,7 +24,7 @@ def library(request: pytest.FixtureRequest) -> Library:
     isa, options = request.param, OPTIONS
     if isa == EMULATED:
         isa, options = "amx", (*OPTIONS, "-DOCTAVO_AMX_EMULATED")
-    path = build(EngineConfig(model=Path()).kernel_cache, options=options)
+    path = build_library(EngineConfig(model=Path()).kernel_cache, options=options)
     try:
         return Library(path, isa, 2)
     except ValueError as exc:

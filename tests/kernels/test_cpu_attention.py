@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.kernels import reference_kv
 from octavo.kernels.cpu import ISAS, Library
-from octavo.kernels.cpu.build import build
+from octavo.kernels.cpu.build import build_library
 from octavo.kernels.cpu.types import Batch, KVLayer, KVType
 
 TYPES = {
@@ -30,7 +30,7 @@ TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-5, to
 def library(request: pytest.FixtureRequest) -> Library:
     """With two threads."""
     try:
-        return Library(build(EngineConfig(model=Path()).kernel_cache), request.param, 2)
+        return Library(build_library(EngineConfig(model=Path()).kernel_cache), request.param, 2)
     except ValueError as exc:
         pytest.skip(f"{request.param}: {exc}")
 

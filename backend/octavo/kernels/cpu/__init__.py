@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from octavo.kernels.cpu.build import BuildError, build
+from octavo.kernels.cpu.build import BuildError, build_library
 from octavo.kernels.cpu.library import ISAS, Library, PackedLinear
 
 __all__ = ["ISAS", "BuildError", "Library", "PackedLinear", "load"]
@@ -21,4 +21,4 @@ def load(
     Built on first use into the folder `cache`. Raises BuildError if that cannot be, ValueError if
     the processor lacks what `isa` needs.
     """
-    return Library(build(cache), isa, num_threads, cpus)
+    return Library(build_library(cache), isa, num_threads, cpus)

@@ -1,7 +1,7 @@
 """Builds the CPU kernels: once for each version of the sources, then from the cache.
 
 `python -m octavo.kernels.cpu.build` builds them ahead, into the package's folder with --in-package,
-where `build` looks first: for images whose users have no compiler.
+where `build_library` looks first: for images whose users have no compiler.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _IN_PACKAGE = FOLDER / "built"
 _COMPILER = "g++"
 _COMMON = ("-std=gnu++20", "-O3", "-g1", "-fPIC", "-pthread", "-fvisibility=hidden",
            "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi",
-           "-Wno-maybe-uninitialized")  # fmt: skip
+           "-Wno-uninitialized", "-Wno-maybe-uninitialized")  # fmt: skip
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vbmi",
            "-mavx512vnni", "-mavx512bf16", "-mprefer-vector-width=512")  # fmt: skip
@@ -43,7 +43,7 @@ class BuildError(Exception):
     """There is no compiler, or it failed; the message says what to do."""
 
 
-def build(cache: Path, *, options: tuple[str, ...] = ()) -> Path:
+def build_library(cache: Path, *, options: tuple[str, ...] = ()) -> Path:
     """The library of the present sources, built if it is neither in the package nor in `cache`.
 
     `options` are the compiler's, and part of what names the library. Raises BuildError.
@@ -133,7 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        print(build(_IN_PACKAGE if arguments.in_package else arguments.cache))
+        print(build_library(_IN_PACKAGE if arguments.in_package else arguments.cache))
     except BuildError as exc:
         raise SystemExit(f"octavo: {exc}") from None
 

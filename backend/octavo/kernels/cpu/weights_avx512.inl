@@ -60,6 +60,8 @@ struct Avx512W4A8 {
     }
 };
 
+constexpr int AHEAD = 2048;  // bytes; of 1,024 to 8,192 none was better
+
 // Sums of products of R rows with a panel, over a stretch of units. `vectors` of a unit and half.
 template <class Weights, class Own, class In, class Sums, int num_vectors>
 struct Avx512 : Weights {
@@ -75,6 +77,10 @@ struct Avx512 : Weights {
         for (int u = begin; u < end; u++) {
             const uint8_t *unit = panel + size_t(u) * Weights::unit_bytes;
             const auto first = Weights::load(unit, 0), second = Weights::load(unit, 1);
+            // With many rows the processor's own look-ahead does not reach far enough.
+            if constexpr (R > 8)
+                for (int line = 0; line < Weights::unit_bytes; line += 64)
+                    _mm_prefetch(reinterpret_cast<const char *>(unit) + AHEAD + line, _MM_HINT_T0);
 #pragma GCC unroll 4
             for (int i = 0; i < vectors; i++) {
                 const __m512i left = Weights::get(first, i), right = Weights::get(second, i);

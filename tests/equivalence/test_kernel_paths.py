@@ -1,0 +1,109 @@
+"""Every native path = the reference operators, whatever the engine does with a sequence.
+
+The other equivalences run on the fastest path that this processor has. Here each path, AMX's with
+its tiles emulated, is held against the plain torch of the reference: in batches, in chunks, with
+prefix cache, preempted, swapped; float32 token for token, bfloat16 by `assert_close`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import octavo.kernels.cpu
+from equivalences import Case, assert_close, assert_equal, pool_blocks
+from factories import Recorder, generate_checked, greedy, make_engine, random_prompts, write_family
+from octavo.engine import Engine
+from octavo.kernels.cpu import ISAS
+from octavo.kernels.cpu.build import build_library
+
+HAS_TILES = "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii")
+EMULATED = "amx, emulated"
+
+
+@pytest.fixture(params=[*ISAS[not HAS_TILES :], EMULATED])
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param != EMULATED:
+        yield str(request.param)
+        return
+    emulating = partial(build_library, options=("-DOCTAVO_AMX_EMULATED",))
+    monkeypatch.setattr(octavo.kernels.cpu, "build_library", emulating)
+    yield "amx"
+
+
+def run(case: Case, engine: Engine) -> list[Recorder]:
+    results = generate_checked(engine, case.prompts, case.params)
+    case.assert_as_alone(results)
+    return results
+
+
+@pytest.fixture(scope="session")
+def reference(case: Case) -> Case:
+    """What the reference operators give each prompt alone."""
+    expected = replace(case, settings={"kernels": "reference"})
+    assert expected.engine().runner.kernels == "reference"
+    return expected
+
+
+def test_paths_equal_the_reference(reference: Case, isa: str) -> None:
+    settings = {"kernels": isa, "num_threads": 2}
+    whole = reference.engine(**settings)
+    assert whole.runner.kernels == isa
+    run(reference, whole)
+    run(reference, whole)  # from the prefix cache
+    counters = whole.scheduler.counters
+    assert counters.prefix_hit_tokens.total() > 0
+
+    tight = reference.engine(
+        **settings, num_blocks=pool_blocks(reference, 0.15), max_num_batched_tokens=40,
+        preemption="recompute",
+    )  # fmt: skip
+    run(reference, tight)
+    assert tight.scheduler.counters.preemptions["recompute"] > 0
+    assert tight.scheduler.counters.prefill_chunks > len(reference.prompts)
+
+    swapping = reference.engine(
+        **settings, num_blocks=pool_blocks(reference, 0.15), preemption="swap",
+        kv_tiers={"host_bytes": 2**26},
+    )  # fmt: skip
+    run(reference, swapping)
+    assert swapping.scheduler.counters.preemptions["swap"] > 0
+
+
+# Sizes of heads that models have, and shapes that fit no vector.
+SHAPES = {
+    "64": dict(hidden_size=128, num_attention_heads=8, num_key_value_heads=2, head_dim=64),
+    "80": dict(hidden_size=160, num_attention_heads=6, num_key_value_heads=3, head_dim=80),
+    "96": dict(hidden_size=96, num_attention_heads=2, num_key_value_heads=2, head_dim=96),
+    "128": dict(hidden_size=128, num_attention_heads=5, num_key_value_heads=1, head_dim=128),
+    "odd": dict(
+        hidden_size=74, num_attention_heads=3, num_key_value_heads=1, head_dim=22,
+        intermediate_size=101, vocab_size=333,
+    ),
+}  # fmt: skip
+ARCHITECTURES = ["LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_of_models(shape: str, isa: str, dtype: str, tmp_path: Path) -> None:
+    index = list(SHAPES).index(shape)
+    architecture = ARCHITECTURES[index % len(ARCHITECTURES)]
+    sizes = dict(SHAPES[shape])
+    if architecture == "Phi3ForCausalLM":  # has no head_dim of its own
+        sizes["hidden_size"] = sizes.pop("head_dim") * sizes["num_attention_heads"]
+    write_family(tmp_path / "model", architecture, **sizes)
+    vocabulary = sizes.get("vocab_size", 512)
+    prompts = random_prompts([50, 1, 20, 7], vocab=vocabulary)
+    params = greedy(12, logprobs=5)
+    results = []
+    for kernels in ("reference", isa):
+        engine = make_engine(
+            tmp_path / "model", dtype=dtype, kernels=kernels, max_num_batched_tokens=45,
+            kv_cache_bytes=2**22, block_size=16, max_model_len=80,
+        )  # fmt: skip
+        results.append(generate_checked(engine, prompts, params))
+    for expected, got in zip(*results, strict=True):
+        (assert_equal if dtype == "float32" else assert_close)(got, expected)
