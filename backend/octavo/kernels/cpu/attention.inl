@@ -198,8 +198,8 @@ inline size_t attention_scratch_bytes(const Attention &attention, const KVLayer 
     return memory.end + 64;  // `scratch` begins anywhere
 }
 
-// query [T, H, D], roped but not scaled, in rows of query_stride numbers → out [T, H · D] in rows
-// of out_stride, of Out = float or bf16. All threads of a job call it; it ends with a barrier.
+// query [T, H, D], roped but not scaled, in rows of query_stride numbers → out [T, H · D] in
+// rows of out_stride, of Out = float or bf16. All threads of a job call it; it ends with a barrier.
 // scratch: attention_scratch_bytes of the same batch, the same for all threads.
 template <class Out>
 void paged_attention(Worker &worker, const Attention &attention, const KVLayer &kv,

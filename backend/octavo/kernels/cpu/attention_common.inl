@@ -163,16 +163,12 @@ OCTAVO_INLINE void widen(const T *from, float *to) {
 }
 
 OCTAVO_INLINE float peak(vf x) {
-#if defined(__AVX512F__)
-    return _mm512_reduce_max_ps((__m512)x);
-#else
     v4 a[4];
     memcpy(a, &x, sizeof a);
     v4 b = a[0] > a[1] ? a[0] : a[1], c = a[2] > a[3] ? a[2] : a[3];
     v4 d = b > c ? b : c;
     float e = d[0] > d[1] ? d[0] : d[1], f = d[2] > d[3] ? d[2] : d[3];
     return e > f ? e : f;
-#endif
 }
 
 OCTAVO_INLINE vf first_lanes(int n, vf yes, vf no) {
