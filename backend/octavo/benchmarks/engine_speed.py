@@ -15,8 +15,8 @@ DEFINITIONS = {
     **workloads.DEFINITIONS,
     "bytes_per_step": "what a decode step of all requests must move: weights once, keys and values "
     "of the mean context read (a shared prefix once), those of the new tokens written",
-    "read_gbs": "read bandwidth by streaming through 1 GiB with the engine's threads, before and "
-    "after the workload's runs: the better one",
+    "read_gbs": "read bandwidth by streaming through 1 GiB with the engine's kernels and as many "
+    "threads, before and after the workload's runs: the better one",
     "roofline_tps": "requests x read_gbs / bytes_per_step",
     "roofline_ratio": "decode_tps / roofline_tps",
     "forward_us": "median over steps that only decode of the time in the model",

@@ -153,8 +153,10 @@ def describe(engine: Engine, options: Options, load_s: float) -> Line:
         "weight_group_size": runner.weight_format.group_size,
         "quality": runner.weight_quality,
         "kv_cache_dtype": "+".join(formats),
-        "kernels": "torch",
-        "isa": torch.backends.cpu.get_cpu_capability(),
+        "kernels": "reference" if runner.library is None else "native",
+        "isa": torch.backends.cpu.get_cpu_capability()
+        if runner.library is None
+        else runner.kernels,
         "max_num_seqs": config.max_num_seqs,
         "max_batched_tokens": config.max_num_batched_tokens,
         "prefix_caching": config.enable_prefix_caching,
@@ -172,7 +174,8 @@ def measure(options: Options) -> Iterator[Line]:
     began_s = time.perf_counter()
     engine = build_engine(options, workloads)
     common = describe(engine, options, time.perf_counter() - began_s)
-    with ReadProbe(engine.runner.num_threads) as probe:
+    runner = engine.runner
+    with ReadProbe(runner.num_threads, runner.kernels, engine.config.kernel_cache) as probe:
         for workload in workloads:
             line: Line = {**common, "workload": workload.name}
             try:

@@ -1,6 +1,7 @@
 """The rows of `octavo bench kernels`: each op of the decode loop in the shapes that it meets.
 
-All go through octavo.kernels, so they measure whatever implementation is chosen here.
+They call what a step of the engine is made of: the native operators of a library, or without one
+the reference ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from octavo import kernels
 from octavo.execution.kv_cache import KVCache, KVLayer
+from octavo.kernels.cpu import Library, types
+from octavo.models.native_decoder import kv_layer
 from octavo.planner.roofline import (
     DecoderShape,
     Work,
@@ -58,6 +61,7 @@ class Cases:
     shape: DecoderShape
     dtype: torch.dtype
     rotated_bytes: int
+    library: Library | None = None
 
     def of(self, op: str) -> Iterator[Case]:
         """One at a time: the inputs of the case before are free again."""
@@ -72,13 +76,17 @@ class Cases:
 
     @property
     def _name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return _dtype_name(self.dtype)
 
     def _copies(self, copy_bytes: int) -> int:
         return max(1, min(_MOST_COPIES, -(-self.rotated_bytes // copy_bytes)))
 
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, dtype=self.dtype)
+
+    def _activations(self, *shape: int) -> Tensor:
+        """The native operators hand float32 to each other."""
+        return torch.randn(*shape, dtype=self.dtype if self.library is None else torch.float32)
 
     def _linear(self) -> Iterator[Case]:
         matrices = {**self.shape.layer_matrices(), "lm_head": self.shape.lm_head}
@@ -99,14 +107,19 @@ class Cases:
             weight = kernels.quantize_weight(
                 plain, own.weight_bits, own.group_size, own.quantized_activations
             )
-        copies = range(self._copies(copy_bytes))
-        weights = [kernels.pack_linear(deepcopy(weight)) for _ in copies]
+        act: Callable[..., object] = kernels.linear
+        weights: list[object] = [deepcopy(weight) for _ in range(self._copies(copy_bytes))]
+        if self.library is not None:
+            pack, act = self.library.pack, self.library.linear
+            # As in the engine, its activation is part of the product.
+            is_gated = name == "gate_up"
+            weights = [pack(weight, self.dtype, is_gated=is_gated) for _ in weights]
         for rows in LINEAR_ROWS:
-            x = self._random(rows, width)
+            x = self._activations(rows, width)
             yield Case(
                 "linear", f"{name} {rows}x{width}x{out}", str(own),
-                linear_work(rows, out, width, copy_bytes, self.dtype.itemsize),
-                kernels.linear, [(x, weight) for weight in weights], copy_bytes,
+                linear_work(rows, out, width, copy_bytes, x.itemsize),
+                act, [(x, each) for each in weights], copy_bytes,
                 "int8" if own.quantized_activations else self._name,
             )  # fmt: skip
 
@@ -139,14 +152,21 @@ class Cases:
         )
         by_layer = cache.storage.view(sequences * blocks, layers, -1)
         by_layer[:, 1:] = by_layer[:, :1]
-        query = self._random(sequences * query_tokens, shape.num_heads, shape.head_dim)
+        query = self._activations(sequences * query_tokens, shape.num_heads, shape.head_dim)
         tables = torch.randperm(sequences * blocks).view(sequences, blocks)
         query_start = torch.arange(sequences + 1) * query_tokens
         contexts = torch.full((sequences,), context)
         num_decodes = sequences if query_tokens == 1 else 0
         scale = shape.head_dim**-0.5
+        batch = types.Batch(
+            block_tables=tables.data_ptr(), query_start=query_start.data_ptr(),
+            context_lens=contexts.data_ptr(), table_stride=tables.stride(0),
+            num_tokens=len(query), num_seqs=sequences, num_decodes=num_decodes,
+        )  # fmt: skip
 
-        def attend(layer: KVLayer) -> Tensor:
+        def attend(layer: KVLayer, native: types.KVLayer) -> Tensor:
+            if self.library is not None:
+                return self.library.paged_attention(query, native, batch, scale)
             return kernels.paged_attention(
                 query, layer.keys, layer.values, tables, query_start, contexts, num_decodes, scale,
                 key_scales=layer.key_scales, value_scales=layer.value_scales,
@@ -156,31 +176,34 @@ class Cases:
             sequences=sequences, query_tokens=query_tokens, context_tokens=context,
             num_heads=shape.num_heads, head_dim=shape.head_dim,
             kv_token_bytes=kv_format.bytes_per_token(shape.num_kv_heads, shape.head_dim),
-            number_bytes=self.dtype.itemsize,
+            number_bytes=query.itemsize,
         )  # fmt: skip
         name = f"{sequences} x {query_tokens} of {context}"
-        inputs = [(layer,) for layer in cache.layers]
+        # The cache lives as long as its layers, which are views.
+        inputs = [(layer, kv_layer(cache, index)) for index, layer in enumerate(cache.layers)]
         return Case(op, name, format_name, work, attend, inputs, copy_bytes, self._name)
 
     def _add_rms_norm(self) -> Iterator[Case]:
         hidden = self.shape.hidden_size
-        weight = self._random(hidden)
+        weight = self._activations(hidden)
+        act = kernels.add_rms_norm if self.library is None else self.library.add_rms_norm
         for rows in TOKEN_ROWS:
-            copy_bytes = 2 * rows * hidden * self.dtype.itemsize
+            copy_bytes = 2 * rows * hidden * weight.itemsize
             inputs = [
-                (self._random(rows, hidden), self._random(rows, hidden), weight, _EPS)
+                (self._activations(rows, hidden), self._activations(rows, hidden), weight, _EPS)
                 for _ in range(self._copies(copy_bytes))
             ]
             # x and residual are read, the norm and the sum written.
             work = Work(2 * copy_bytes, _NORM_FLOPS * rows * hidden)
             yield Case(
-                "add_rms_norm", f"{rows}x{hidden}", self._name, work,
-                kernels.add_rms_norm, inputs, copy_bytes, "float32",
+                "add_rms_norm", f"{rows}x{hidden}", _dtype_name(weight.dtype), work,
+                act, inputs, copy_bytes, "float32",
             )  # fmt: skip
 
     def _silu_mul(self) -> Iterator[Case]:
+        """Of the reference operators alone: the native ones have it in the product before it."""
         inner = self.shape.intermediate_size
-        for rows in TOKEN_ROWS:
+        for rows in TOKEN_ROWS if self.library is None else ():
             copy_bytes = 2 * rows * inner * self.dtype.itemsize
             inputs = [(self._random(rows, 2 * inner),) for _ in range(self._copies(copy_bytes))]
             work = Work(1.5 * copy_bytes, _SILU_FLOPS * rows * inner)
@@ -201,15 +224,21 @@ class Cases:
                     torch.zeros(rows),
                     torch.full((rows,), 0.5, dtype=torch.float64),
                 )
-                inputs = [
+                inputs: list[tuple[Tensor, ...]] = [
                     (torch.randn(rows, vocabulary), *params)
                     for _ in range(self._copies(copy_bytes))
                 ]
+                act: Callable[..., object] = kernels.sample
+                if self.library is not None and kind == "greedy":
+                    act, inputs = self.library.greedy, [(logits,) for logits, *_ in inputs]
                 yield Case(
                     "sample", f"{kind} {rows}x{vocabulary}", "float32",
-                    Work(copy_bytes, rows * vocabulary), kernels.sample, inputs, copy_bytes,
-                    "float32",
+                    Work(copy_bytes, rows * vocabulary), act, inputs, copy_bytes, "float32",
                 )  # fmt: skip
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _fitted(own: WeightFormat, width: int) -> WeightFormat | None:

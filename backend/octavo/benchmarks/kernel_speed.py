@@ -11,7 +11,7 @@ Line = dict[str, Any]
 
 OPS = ("linear", "attention_decode", "attention_prefill", "add_rms_norm", "silu_mul", "sample")
 DEFINITIONS = {
-    "time_us": "one call through octavo.kernels, its overhead included: the median over calls",
+    "time_us": "one call from Python, its overhead included: the median over calls",
     "gbs, gflops": "what the call must move, and compute, per second",
     "share_ratio": "the shortest time that the peaks allow / the time",
     "bound": "the peak that sets the shortest time: read bandwidth or products of matrices",
@@ -28,6 +28,8 @@ class Options:
     ops: tuple[str, ...] = OPS
     dtype: str = "bfloat16"
     num_threads: int | None = None
+    kernels: str = "auto"  # as EngineConfig's
+    kernel_cache: str = ""
     rotated_bytes: int = 2**28
     min_s: float = 0.1  # of one row
 

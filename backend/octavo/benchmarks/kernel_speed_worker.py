@@ -22,6 +22,9 @@ from octavo.benchmarks.peaks import matrix_flops_per_s, read_bytes_per_s
 from octavo.benchmarks.shapes import decoder_shape
 from octavo.benchmarks.worker import serve
 from octavo.benchmarks.workloads import rounded
+from octavo.errors import ConfigError
+from octavo.kernels import cpu
+from octavo.kernels.cpu import Library
 from octavo.models.model_config import read_model_config
 from octavo.planner.roofline import DecoderShape
 
@@ -39,16 +42,34 @@ def measure(options: Options) -> Iterator[Line]:
     shape = _DEFAULT_SHAPE
     if options.model is not None:
         shape = decoder_shape(read_model_config(Path(options.model)))
-    cases = Cases(shape, getattr(torch, options.dtype), options.rotated_bytes)
+    library = load_library(options, torch.get_num_threads())
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    cases = Cases(shape, dtype, options.rotated_bytes, library)
     matrix_peaks: dict[str, float] = {}
     for op in options.ops:
         # Anew for each op: what a shared machine gives changes within minutes.
-        bandwidth = read_bytes_per_s()
+        bandwidth = read_bytes_per_s(library)
         for case in cases.of(op):
             if case.kind not in matrix_peaks:
                 matrix_peaks[case.kind] = matrix_flops_per_s(case.kind)
             elapsed_s, calls = time_of(case, options.min_s)
-            yield _line(case, elapsed_s, calls, bandwidth, matrix_peaks[case.kind])
+            line = _line(case, elapsed_s, calls, bandwidth, matrix_peaks[case.kind])
+            yield {**line, "kernels": "reference" if library is None else library.isa}
+
+
+def load_library(options: Options, num_threads: int) -> Library | None:
+    """None: the reference operators. Raises ConfigError."""
+    if options.kernels == "reference":
+        return None
+    if options.dtype == "float16":
+        raise ConfigError(
+            "--dtype = float16: the native kernels have none; add --kernels reference"
+        )
+    assert options.kernel_cache
+    try:
+        return cpu.load(Path(options.kernel_cache), options.kernels, num_threads)
+    except (cpu.BuildError, ValueError) as error:
+        raise ConfigError(f"--kernels = {options.kernels}: {error}") from None
 
 
 def time_of(case: Case, min_s: float) -> tuple[float, int]:

@@ -1,6 +1,7 @@
 """The machine's peaks, measured: streaming reads of memory and products of large matrices.
 
-By torch's own loops, on as many threads as torch uses in this process.
+Reads by the native kernels where they are loaded, all else by torch's own loops, on as many
+threads as torch uses in this process.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from octavo.kernels.cpu import Library
+
 # Many times the last level cache of most CPUs; a pass takes some 10 ms.
 READ_BYTES = 2**30
 _ROWS = 2048  # of the square matrices: each element is used often enough that memory is no limit
 _PASSES = 5
 
 
-def read_bytes_per_s(num_bytes: int = READ_BYTES) -> float:
-    """Of all threads that read a buffer from one end to the other: the best of some passes."""
+def read_bytes_per_s(library: Library | None, num_bytes: int = READ_BYTES) -> float:
+    """Of all threads that read a buffer from one end to the other, the library's if there is one:
+    of some passes its median, or torch's best."""
+    if library is not None:
+        return library.read_bandwidth(num_bytes)
     buffer = torch.ones(num_bytes // 4, dtype=torch.float32)
     return buffer.nbytes / _shortest_s(buffer.sum)
 

@@ -1,7 +1,8 @@
-"""Read bandwidth, measured beside an engine: `python -m octavo.benchmarks.read_probe THREADS`.
+"""Read bandwidth, measured beside an engine by its kernels.
 
-In a process of its own, so that the buffer is no part of the engine's memory. Each line of stdin
-asks for a measurement, a line of stdout is its bytes per second; the process ends with stdin.
+In a process of its own, so that the buffer is no part of the engine's memory:
+`python -m octavo.benchmarks.read_probe THREADS KERNELS CACHE`. Each line of stdin asks for a
+measurement, a line of stdout is its bytes per second; the process ends with stdin.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import TracebackType
 
 
 class ReadProbe:
     """Asks such a process. The engine should be idle meanwhile."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, kernels: str, kernel_cache: Path) -> None:
+        """kernels: an instruction set, or "reference"."""
+        arguments = [str(num_threads), kernels, str(kernel_cache)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "octavo.benchmarks.read_probe", str(num_threads)],
+            [sys.executable, "-m", "octavo.benchmarks.read_probe", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -48,10 +52,13 @@ def main() -> None:
     import torch
 
     from octavo.benchmarks.peaks import read_bytes_per_s
+    from octavo.kernels import cpu
 
-    torch.set_num_threads(int(sys.argv[1]))
+    num_threads, kernels, cache = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    torch.set_num_threads(num_threads)
+    library = None if kernels == "reference" else cpu.load(cache, kernels, num_threads)
     for _ in sys.stdin:
-        answer = read_bytes_per_s()
+        answer = read_bytes_per_s(library)
         try:
             print(answer, flush=True)
         except BrokenPipeError:  # who asked is gone

@@ -13,6 +13,7 @@ from octavo.benchmarks.kernel_speed import DEFINITIONS, Line, Options, check_ops
 from octavo.cli.bench_lines import STDOUT, json_lines, table_console
 from octavo.cli.bench_process import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEASURED, worker
 from octavo.cli.checkpoint import resolve
+from octavo.cli.paths import cache_dir
 from octavo.errors import OctavoError
 
 _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -25,6 +26,7 @@ def run(options: Options, json_file: Path | None) -> int:
         check_ops(options.ops)
         if options.model is not None:
             options = replace(options, model=str(resolve(options.model)))
+        options = replace(options, kernel_cache=str(cache_dir() / "kernels"))
         with json_lines(json_file) as write:
             code = _measure(options, lines, write)
     except (OctavoError, OSError) as error:
@@ -70,7 +72,7 @@ def show(lines: list[Line], console: Console) -> None:
             f"{line['gbs']:.1f}", f"{line['gflops']:,.0f}", f"{100 * line['share_ratio']:.0f}",
             peak, f"{line['rotated_mib']:,.0f}",
         )  # fmt: skip
-    console.print(f"{lines[0]['threads']} threads\n")
+    console.print(f"{lines[0]['threads']} threads, {lines[0]['kernels']} kernels\n")
     console.print(table)
     console.print()
     for term, meaning in DEFINITIONS.items():

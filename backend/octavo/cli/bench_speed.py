@@ -160,7 +160,7 @@ def engine(
     raise typer.Exit(command.run(options, named, assignments or [], json_file))
 
 
-def kernels(
+def kernels_command(
     model: Annotated[
         str | None,
         typer.Option(
@@ -182,6 +182,13 @@ def kernels(
         Literal["bfloat16", "float16", "float32"],
         typer.Option(help="Type of plain weights and activations.", rich_help_panel=_ENGINE),
     ] = "bfloat16",
+    kernels: Annotated[
+        Literal["auto", "amx", "avx512", "avx2", "portable", "reference"],
+        typer.Option(
+            help="The fastest, those of an instruction set, or plain torch.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = "auto",
     threads: Threads = None,
     json_file: JSONFile = None,
 ) -> None:
@@ -190,7 +197,11 @@ def kernels(
     from octavo.cli.bench_options import split_list
 
     options = Options(
-        model=model, ops=tuple(split_list(ops)) or OPS, dtype=dtype, num_threads=threads
+        model=model,
+        ops=tuple(split_list(ops)) or OPS,
+        dtype=dtype,
+        num_threads=threads,
+        kernels=kernels,
     )
     raise typer.Exit(command.run(options, json_file))
 
@@ -219,7 +230,7 @@ def compare(
 
 def register(app: typer.Typer) -> None:
     app.command(help=_ENGINE_HELP, epilog=_EPILOG)(engine)
-    app.command(help=_KERNELS_HELP, epilog=_EPILOG)(kernels)
+    app.command("kernels", help=_KERNELS_HELP, epilog=_EPILOG)(kernels_command)
     app.command(help=_COMPARE_HELP, epilog="Exit codes: 0 shown, 1 it could not, 2 wrong usage.")(
         compare
     )
