@@ -17,9 +17,9 @@ neighbour on the machine takes none:
     hand out   tokens to their receivers, which drop them here
     rest       what is left of Engine.step(): inbox, counters, gauges
 
-Python's share is the step without forward and logits. A clock read takes a µs or more there, so
-every second step is split into these parts, and the other steps, of which only forward and logits
-are timed apart, give the share: it is less than the sum of its parts.
+Python's share is the step without forward and logits. As reading the clock takes time too, every
+second step is split into these parts, and the others, of which only forward and logits are timed
+apart, give the share.
 --profile runs the same steps under cProfile before, which itself takes time for every call.
 """
 
