@@ -242,7 +242,7 @@ def test_update_wants_a_token_for_each_taker(tokens: list[int]) -> None:
         scheduler.add(make_sequence(request_id, prompt=3))
     step(scheduler)
     plan = scheduler.schedule()
-    with pytest.raises(AssertionError, match="too (few|many) tokens"):
+    with pytest.raises(AssertionError, match=r"too (few|many) tokens"):
         scheduler.update(plan, tokens)
 
 

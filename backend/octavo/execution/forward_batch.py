@@ -121,7 +121,6 @@ class _DecodeBatch:
         if plan.prefills or plan.decodes != self._sequences:
             return False
         num_computed = [sequence.num_computed_tokens for sequence in plan.decodes]
-        context_lens = [number + 1 for number in num_computed]
         if num_computed != [number + 1 for number in self._num_computed]:
             return False
         self._num_computed = num_computed
@@ -130,6 +129,7 @@ class _DecodeBatch:
             if sequence.block_table != self._tables[row] and not self._write_table(row, sequence):
                 return False
         token_ids = [sequence.token_ids[-1] for sequence in plan.decodes]
+        context_lens = [number + 1 for number in num_computed]
         self._numbers[:] = array("q", token_ids + num_computed + context_lens + self._slots)
         return True
 
