@@ -73,27 +73,37 @@ def test_paths_equal_the_reference(reference: Case, isa: str) -> None:
 
 
 # Sizes of heads that models have, and shapes that fit no vector.
-SHAPES = {
-    "64": dict(hidden_size=128, num_attention_heads=8, num_key_value_heads=2, head_dim=64),
-    "80": dict(hidden_size=160, num_attention_heads=6, num_key_value_heads=3, head_dim=80),
-    "96": dict(hidden_size=96, num_attention_heads=2, num_key_value_heads=2, head_dim=96),
-    "128": dict(hidden_size=128, num_attention_heads=5, num_key_value_heads=1, head_dim=128),
-    "odd": dict(
-        hidden_size=74, num_attention_heads=3, num_key_value_heads=1, head_dim=22,
-        intermediate_size=101, vocab_size=333,
+SHAPES: dict[str, tuple[str, dict[str, int]]] = {
+    "64": (
+        "Phi3ForCausalLM",
+        dict(hidden_size=128, num_attention_heads=2, num_key_value_heads=2),
+    ),
+    "80": (
+        "Qwen3ForCausalLM",
+        dict(hidden_size=160, num_attention_heads=6, num_key_value_heads=3, head_dim=80),
+    ),
+    "96": (
+        "Gemma2ForCausalLM",
+        dict(hidden_size=96, num_attention_heads=2, num_key_value_heads=2, head_dim=96),
+    ),
+    "128": (
+        "LlamaForCausalLM",
+        dict(hidden_size=125, num_attention_heads=5, num_key_value_heads=1, head_dim=128),
+    ),
+    "odd": (
+        "LlamaForCausalLM",
+        dict(
+            hidden_size=75, num_attention_heads=3, num_key_value_heads=1, head_dim=22,
+            intermediate_size=101, vocab_size=333,
+        ),
     ),
 }  # fmt: skip
-ARCHITECTURES = ["LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_of_models(shape: str, isa: str, dtype: str, tmp_path: Path) -> None:
-    index = list(SHAPES).index(shape)
-    architecture = ARCHITECTURES[index % len(ARCHITECTURES)]
-    sizes = dict(SHAPES[shape])
-    if architecture == "Phi3ForCausalLM":  # has no head_dim of its own
-        sizes["hidden_size"] = sizes.pop("head_dim") * sizes["num_attention_heads"]
+    architecture, sizes = SHAPES[shape]
     write_family(tmp_path / "model", architecture, **sizes)
     vocabulary = sizes.get("vocab_size", 512)
     prompts = random_prompts([50, 1, 20, 7], vocab=vocabulary)
