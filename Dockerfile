@@ -21,7 +21,7 @@ RUN python3 -m venv --without-pip /opt/octavo
 ENV PATH=/opt/octavo/bin:$PATH \
     PYTHONPATH=/opt/octavo/lib/python3.12/site-packages \
     HF_HOME=/tmp/huggingface
-# Wheels only: nothing is compiled, here or later.
+# Wheels only: no package is compiled, here or later.
 ENV PIP_ONLY_BINARY=:all: \
     PIP_CONSTRAINT=/opt/octavo/constraints.txt \
     PIP_PYTHON=/opt/octavo/bin/python3 \
@@ -36,12 +36,19 @@ EXPOSE 8000 8001 8002
 # signals reach the server.
 CMD ["octavo", "exec-server"]
 
+# The CPU kernels, for any processor of the architecture: the server's image has no compiler.
+FROM ${PYTHON_IMAGE} AS kernels
+RUN apt-get update && apt-get install --yes --no-install-recommends g++
+COPY backend/octavo/kernels/cpu /tmp/cpu
+RUN python /tmp/cpu/build.py --in-package
+
 # Octavo, with all its packages but torch.
 FROM environment AS octavo
 COPY requirements/container.txt /tmp/
 RUN /usr/bin/python3 -m pip install --requirement /tmp/container.txt
 COPY backend /tmp/backend
 RUN /usr/bin/python3 -m pip install --no-deps /tmp/backend
+COPY --from=kernels /tmp/cpu/built /opt/octavo/lib/python3.12/site-packages/octavo/kernels/cpu/built
 COPY model_repository model_repository
 COPY models/octavo-tiny models/octavo-tiny
 

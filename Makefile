@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve doctor loadtest test check test-all lock clean
+.PHONY: help serve doctor loadtest test test-asan check test-all lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -52,6 +52,13 @@ check: $(DEV) ## ruff, mypy, import-linter
 
 test-all: check ## check, and all tests with the slow ones (under 30 minutes)
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Python itself is no program of AddressSanitizer's, so its library is loaded before; it says
+# nothing of what Python and torch never free.
+test-asan: $(DEV) ## the CPU kernels' tests under AddressSanitizer (needs g++)
+	LD_PRELOAD=$$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  OCTAVO_KERNEL_OPTIONS="-fsanitize=address -fno-omit-frame-pointer" \
+	  $(BIN)/pytest tests/kernels -k cpu $(PYTEST_ARGS)
 
 lock: ## renew requirements/constraints.txt (needs Python 3.10, 3.11 and 3.12)
 	python3 requirements/lock.py python3.10 python3.11 python3.12

@@ -143,3 +143,10 @@ def test_base_images_are_pinned() -> None:
     assert bases == {"${TRITON_IMAGE}", "${PYTHON_IMAGE}"}
     assert re.search(r":\d\d\.\d\d-py3$", defaults()["TRITON_IMAGE"])
     assert re.search(r":\d+\.\d+\.\d+-slim-\w+$", defaults()["PYTHON_IMAGE"])
+
+
+def test_the_image_brings_the_cpu_kernels() -> None:
+    """Where octavo.kernels.cpu.build looks first, built from the sources that are installed."""
+    assert "g++" in " ".join(stages()["kernels"].arguments("RUN"))
+    (copied,) = (t for t in stages()["octavo"].arguments("COPY") if "--from=kernels" in t)
+    assert copied.split()[-1].endswith("site-packages/octavo/kernels/cpu/built")
