@@ -60,7 +60,7 @@ Model = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        help="CPU threads.", min=1, max=1024, show_default="one per core", rich_help_panel=_ENGINE
+        help="CPU threads.", min=1, max=256, show_default="one per core", rich_help_panel=_ENGINE
     ),
 ]
 JSONFile = Annotated[

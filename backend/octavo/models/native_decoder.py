@@ -34,6 +34,7 @@ class NativeDecoder:
         self._library = library
         self._held: list[Tensor] = []
         self._kv_cache: KVCache | None = None
+        self._is_bf16 = decoder.embedding.dtype is torch.bfloat16
         self._layers = (types.DecoderLayer * config.num_layers)(
             *(
                 self._layer(config, layer, table)
@@ -48,7 +49,7 @@ class NativeDecoder:
             lm_head=_matrix(decoder.lm_head),
             num_layers=config.num_layers,
             hidden=config.hidden_size,
-            is_bf16=embedding.dtype is torch.bfloat16,
+            is_bf16=self._is_bf16,
             eps=config.rms_norm_eps,
             embedding_scale=float(decoder.embedding_scale or 1.0),
             logits_softcap=config.logits_softcap or 0.0,
@@ -83,6 +84,7 @@ class NativeDecoder:
                 window=layer.window or 0,
                 scale=config.attention_scale,
                 softcap=config.attention_softcap or 0.0,
+                exact=not self._is_bf16,
             ),
         )
 

@@ -79,7 +79,7 @@ OCTAVO_INLINE void write_row(const float *sums, float total, int dim, Out *out) 
     for (int d = 0; d < dim; d += LANES) store(out + d, load(sums + d) * factor, dim - d);
 }
 
-template <class T, class Out>
+template <class T, bool PAIRS, class Out>
 void run_chunk(const Plan &plan, int seq, int64_t item, int group, bool alone, const float *query,
                float *part, Out *out, uintptr_t work) {
     const int heads = plan.heads, dim = plan.kv.head_dim;
@@ -87,7 +87,7 @@ void run_chunk(const Plan &plan, int seq, int64_t item, int group, bool alone, c
     DecodeScratch scratch(bump, heads, dim);
     const int64_t reach = plan.reach(seq), context = plan.batch.context_lens[seq];
     const int64_t chunk = (reach / CHUNK + item) * CHUNK;
-    decode_chunk<T>(plan.kv, plan.batch.block_tables + seq * plan.batch.table_stride, group, heads,
+    decode_chunk<T, PAIRS>(plan.kv, plan.batch.block_tables + seq * plan.batch.table_stride, group, heads,
                     chunk > reach ? chunk : reach,
                     chunk + CHUNK < context ? chunk + CHUNK : context, Scaling(plan.attention),
                     query, scratch);
@@ -103,7 +103,7 @@ void run_chunk(const Plan &plan, int seq, int64_t item, int group, bool alone, c
     }
 }
 
-template <class T, class Out>
+template <class T, bool PAIRS, class Out>
 void run_tile(const Plan &plan, int seq, int64_t item, int group, const float *query,
               int64_t query_stride, Out *out, int64_t out_stride, uintptr_t work) {
     const int heads = plan.heads, dim = plan.kv.head_dim;
@@ -112,7 +112,7 @@ void run_tile(const Plan &plan, int seq, int64_t item, int group, const float *q
     const int64_t tokens = plan.tokens(seq), first = item * tile_tokens(heads);
     const int64_t left = tokens - first;
     const int count = left < tile_tokens(heads) ? int(left) : tile_tokens(heads);
-    prefill_tile<T>(plan.kv, plan.batch.block_tables + seq * plan.batch.table_stride, group, heads,
+    prefill_tile<T, PAIRS>(plan.kv, plan.batch.block_tables + seq * plan.batch.table_stride, group, heads,
                     plan.batch.context_lens[seq] - tokens + first, count, plan.attention.window,
                     Scaling(plan.attention), query + first * query_stride, query_stride, scratch);
     for (int row = 0; row < count * heads; row++)
@@ -144,7 +144,7 @@ void join_parts(const Plan &plan, int64_t items, float *parts, Out *out) {
     }
 }
 
-template <class T, class Out>
+template <class T, bool PAIRS, class Out>
 void attend(Worker &worker, const Plan &plan, const float *query, int64_t query_stride, Out *out,
             int64_t out_stride, uint8_t *scratch) {
     const int groups = plan.kv.num_kv_heads, seqs = plan.batch.num_seqs;
@@ -174,10 +174,10 @@ void attend(Worker &worker, const Plan &plan, const float *query, int64_t query_
             const float *q = query + row * query_stride + group * width;
             Out *to = out + row * out_stride + group * width;
             if (plan.tokens(seq) == 1)
-                run_chunk<T>(plan, seq, own, group, !plan.has_parts(seq), q, part(item, group), to,
+                run_chunk<T, PAIRS>(plan, seq, own, group, !plan.has_parts(seq), q, part(item, group), to,
                              memory.work);
             else
-                run_tile<T>(plan, seq, own, group, q, query_stride, to, out_stride, memory.work);
+                run_tile<T, PAIRS>(plan, seq, own, group, q, query_stride, to, out_stride, memory.work);
         });
     }
     if (!has_parts) return;
@@ -207,8 +207,12 @@ void paged_attention(Worker &worker, const Attention &attention, const KVLayer &
                      int64_t out_stride, uint8_t *scratch) {
     const paged::Plan plan(attention, kv, batch);
     auto go = [&](auto number) {
-        paged::attend<decltype(number)>(worker, plan, query, query_stride, out, out_stride,
-                                        scratch);
+        using T = decltype(number);
+        if (attention.exact || !paged::USES_PAIRS<T>)
+            paged::attend<T, false>(worker, plan, query, query_stride, out, out_stride, scratch);
+        else
+            paged::attend<T, paged::USES_PAIRS<T>>(worker, plan, query, query_stride, out,
+                                                   out_stride, scratch);
     };
     switch (kv.type) {
         case KVType::f32: return go(float());

@@ -213,16 +213,14 @@ float soften_chunk(const Rows &rows, const Scaling &scaling, float factor, float
 
 // One token's heads of one key-value head, query [R, D] in its first rows, against positions
 // [begin, end) of one chunk: scratch.sums, peaks and totals.
-template <class T>
+template <class T, bool PAIRS>
 void decode_chunk(const KVLayer &kv, const int64_t *table, int group, int heads, int64_t begin,
                   int64_t end, const Scaling &scaling, const float *query, DecodeScratch &scratch) {
     const int dim = kv.head_dim, padded = scratch.padded_dim;
 #if defined(__AVX512BF16__)
-    constexpr bool PAIRS = USES_PAIRS<T>;
     using Query = std::conditional_t<PAIRS, Pair, float>;
     using Probability = std::conditional_t<PAIRS, typename Dot<T>::Factor, float>;
 #else
-    constexpr bool PAIRS = false;
     using Query = float;
     using Probability = float;
 #endif

@@ -217,11 +217,10 @@ OCTAVO_INLINE void soften_row(const Rows &rows, int first, int last, const Scali
 
 // `tokens` tokens of a sequence from position `begin` on, query rows of query_stride numbers:
 // scratch.sums, peaks and totals, row after row, a token's R heads together.
-template <class T>
+template <class T, bool PAIRS>
 void prefill_tile(const KVLayer &kv, const int64_t *table, int group, int heads, int64_t begin,
                   int tokens, int window, const Scaling &scaling, const float *query,
                   int64_t query_stride, PrefillScratch &scratch) {
-    constexpr bool PAIRS = USES_PAIRS<T>;
     using E = std::conditional_t<PAIRS, Pair, float>;
     using Probability = std::conditional_t<PAIRS, bf16, float>;
     constexpr int NUMBERS = PAIRS ? 2 : 1;  // of one E

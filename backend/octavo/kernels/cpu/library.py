@@ -165,12 +165,14 @@ class Library:
         window: int | None = None,
         softcap: float | None = None,
     ) -> Tensor:
-        """query [T, H, D] → [T, H, D] of its type; see kernels.reference_kv.paged_attention."""
+        """query [T, H, D] → [T, H, D] of its type; see kernels.reference_kv.paged_attention. A
+        float32 query is computed with in float32 throughout."""
         rows = query.float().contiguous()
         out = torch.empty_like(rows)
         attention = types.Attention(
-            num_heads=query.shape[1], window=window or 0, scale=scale, softcap=softcap or 0.0
-        )
+            num_heads=query.shape[1], window=window or 0, scale=scale, softcap=softcap or 0.0,
+            exact=query.dtype is torch.float32,
+        )  # fmt: skip
         pointers = [ctypes.byref(each) for each in (attention, kv, batch)]
         memory = self._c.octavo_attention_bytes(self._isa, self._team, *pointers)
         self._c.octavo_attention(

@@ -67,6 +67,7 @@ struct Attention {
     int32_t window;  // tokens that a token attends to, itself included; 0: all
     float scale;
     float softcap;  // 0: none
+    int32_t exact;  // 1: float32 throughout, where 0 rounds queries and probabilities to bf16
 };
 
 }  // namespace octavo

@@ -86,6 +86,7 @@ class Attention(ctypes.Structure):
         ("window", c_int32),
         ("scale", c_float),
         ("softcap", c_float),
+        ("exact", c_int32),
     ]
 
 
