@@ -266,19 +266,29 @@ def settles_at(expected):
 
 torch.set_num_threads(4)  # starts PyTorch's other pool, which is the process's own
 before = num_threads()
-engine = Engine(make_config(model=sys.argv[1], dtype="float32", num_threads=4))
-assert settles_at(before), (before, num_threads())
+kernels, loaded, stepping = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+settings = dict(dtype="float32", num_threads=4, kernels=kernels)
+engine = Engine(make_config(model=sys.argv[1], **settings))
+assert settles_at(before + loaded), (before, num_threads())
 ended = threading.Event()
 engine.start()
 params = parse({"max_tokens": 2, "ignore_eos": True})
 sink = lambda output: output.finish_reason and ended.set()
 engine.submit(GenerationRequest([5, 6, 7], params, sink))
 assert ended.wait(60)
-assert settles_at(before + 1 + 3), (before, num_threads())
+assert settles_at(before + stepping), (before, num_threads())
 engine.stop()
 """
 
 
-def test_only_the_stepping_thread_keeps_an_openmp_team(toy_folder: Path) -> None:
-    # More threads than cores over all teams, and every parallel region becomes slower.
-    subprocess.run([sys.executable, "-c", THREADS_OF_A_PROCESS, toy_folder], check=True)
+@pytest.mark.parametrize(
+    ("kernels", "loaded", "stepping"),
+    [("reference", 0, 1 + 3), ("auto", 3, 3 + 1)],
+)
+def test_no_openmp_team_but_the_stepping_thread_s(
+    kernels: str, loaded: int, stepping: int, toy_folder: Path
+) -> None:
+    """More threads than cores over all teams, and every parallel region becomes slower. The native
+    kernels have a team of their own, and need none of OpenMP's."""
+    arguments = [str(toy_folder), kernels, str(loaded), str(stepping)]
+    subprocess.run([sys.executable, "-c", THREADS_OF_A_PROCESS, *arguments], check=True)
