@@ -12,7 +12,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from octavo.cli import doctor, server_log
+from octavo.cli import doctor, kernel_build, server_log
 from octavo.cli.arguments import ServeArguments, chosen_ports, server_settings
 from octavo.cli.embedded_server import EmbeddedServer, ServerStartError
 from octavo.cli.ports import is_loopback
@@ -103,6 +103,7 @@ def _start(server: EmbeddedServer) -> None:
     settings = server.settings
     name = settings.model.name if settings.model else settings.model_name
     _err.say(f"octavo: serving {name}, log in {server.log_file}")
+    kernel_build.build_ahead()
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

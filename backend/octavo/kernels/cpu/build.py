@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--in-package", action="store_true", help="into the package's folder")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/octavo/kernels")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="octavo: %(message)s")
     try:
         print(build_library(_IN_PACKAGE if arguments.in_package else arguments.cache))
     except BuildError as exc:
