@@ -147,6 +147,10 @@ class Target:
         wait_until(is_idle, "idle")
 
 
+# Settings of a server whose steps are long enough for a test to act within a request.
+SLOW: dict[str, Any] = {"kernels": "reference"}
+
+
 @contextmanager
 def serving(
     folder: Path,

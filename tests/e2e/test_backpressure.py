@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.streams import Stream
-from tests.e2e.target import Target, bounded_repository, prompt_ids, serving, wait_until
+from tests.e2e.target import SLOW, Target, bounded_repository, prompt_ids, serving, wait_until
 
 QUEUE_BOUND = 3
 # Triton sweeps its queue for expired requests twice a second. The sweeps begin up to 0.5 s after
@@ -26,7 +26,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("narrow")
     repository = bounded_repository(folder, QUEUE_BOUND)
     with serving(
-        folder, "vllm", repository=repository, max_num_seqs=2, max_num_waiting=1
+        folder, "vllm", repository=repository, max_num_seqs=2, max_num_waiting=1, **SLOW
     ) as target:
         yield target
 

@@ -62,10 +62,10 @@ def test_two_prompts_in_one_request_are_refused(target: Target) -> None:
 
 def test_neighbours_keep_their_tokens_under_a_burst_of_bad_requests(target: Target) -> None:
     prompts = [prompt_ids(20 + 50 * i, seed=i) for i in range(4)]
-    alone = [target.generate(prompt, max_tokens=120).token_ids for prompt in prompts]
+    alone = [target.generate(prompt, max_tokens=800).token_ids for prompt in prompts]
     assert len({tuple(tokens) for tokens in alone}) == 4
     good_prompt, good = prompt_ids(30, seed=9), target.generate(prompt_ids(30, seed=9)).token_ids
-    neighbours = [target.send(prompt, max_tokens=120) for prompt in prompts]
+    neighbours = [target.send(prompt, max_tokens=800) for prompt in prompts]
     for stream in neighbours:
         stream.wait_for_first()
     num_refused = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.target import Target, prompt_ids, serving, wait_until
+from tests.e2e.target import SLOW, Target, prompt_ids, serving, wait_until
 
 NUM_PLACES = 4
 
@@ -15,7 +15,7 @@ NUM_PLACES = 4
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("small")
-    with serving(folder, "batched", max_num_seqs=NUM_PLACES, max_num_waiting=0) as target:
+    with serving(folder, "batched", max_num_seqs=NUM_PLACES, max_num_waiting=0, **SLOW) as target:
         yield target
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.lone_client import lone_client
 from tests.e2e.streams import Stream
-from tests.e2e.target import MODEL, Target, prompt_ids, serving, wait_until
+from tests.e2e.target import MODEL, SLOW, Target, prompt_ids, serving, wait_until
 
 BLOCK_SIZE = 16
 STEP_TOKENS = 16
@@ -49,6 +49,7 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         max_num_batched_tokens=STEP_TOKENS,
         kv_cache_bytes=NUM_BLOCKS * BLOCK_SIZE * token_bytes,
         enable_prefix_caching=False,  # each prompt is to be computed whole, time and again
+        **SLOW,
     ) as target:
         assert target.settled_metrics().value("octavo_kv_blocks_total") == NUM_BLOCKS
         yield target

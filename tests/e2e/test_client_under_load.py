@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from octavo_client import Client, RejectedError, RequestTimeoutError, Retry
-from tests.e2e.target import Target, bounded_repository, serving
+from tests.e2e.target import SLOW, Target, bounded_repository, serving
 
 PROMPT = "A place of its own"
 SHORT: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 8}
@@ -24,7 +24,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("single")
     repository = bounded_repository(folder, max_queue_size=1)
     with serving(
-        folder, "vllm", repository=repository, max_num_seqs=1, max_num_waiting=0
+        folder, "vllm", repository=repository, max_num_seqs=1, max_num_waiting=0, **SLOW
     ) as target:
         yield target
 

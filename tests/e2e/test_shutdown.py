@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.target import REPOSITORY, Target, prompt_ids, serving, wait_until
+from tests.e2e.target import REPOSITORY, SLOW, Target, prompt_ids, serving, wait_until
 
 # tritonserver looks once a second whether it may leave, and needs a moment for itself.
 LEAVING_S = 3.0
@@ -40,7 +40,7 @@ def stop_aside(target: Target) -> Callable[[], tuple[bool, float]]:
 
 
 def test_stop_lets_running_streams_end_and_refuses_new_ones(tmp_path: Path) -> None:
-    with serving(tmp_path, "vllm", drain_timeout_s=20) as target:
+    with serving(tmp_path, "vllm", drain_timeout_s=20, **SLOW) as target:
         streams = [target.send(prompt_ids(8, seed), max_tokens=300) for seed in range(3)]
         for stream in streams:
             stream.wait_for_first()
@@ -56,7 +56,9 @@ def test_stop_lets_running_streams_end_and_refuses_new_ones(tmp_path: Path) -> N
 
 
 def test_stop_is_bounded_when_streams_are_longer_and_the_queue_is_full(tmp_path: Path) -> None:
-    with serving(tmp_path, "vllm", drain_timeout_s=0, max_num_seqs=1, max_num_waiting=0) as target:
+    with serving(
+        tmp_path, "vllm", drain_timeout_s=0, max_num_seqs=1, max_num_waiting=0, **SLOW
+    ) as target:
         running = target.send(prompt_ids(8), max_tokens=2000)
         running.wait_for_first()
         queued = [target.send(prompt_ids(8), max_tokens=2000) for _ in range(4)]
@@ -70,7 +72,7 @@ def test_stop_is_bounded_when_streams_are_longer_and_the_queue_is_full(tmp_path:
 
 
 def test_dead_stub_is_told_and_ends_everything_with_the_server(tmp_path: Path) -> None:
-    with serving(tmp_path, "vllm") as target:
+    with serving(tmp_path, "vllm", **SLOW) as target:
         running = target.send(prompt_ids(8), max_tokens=2000)
         running.wait_for_first()
         stub = target.stub()
@@ -91,7 +93,7 @@ def test_dead_engine_is_told_to_everyone(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(Path(__file__).with_name("faulty_model.py"), repository / "llm" / "1" / "model.py")
     with serving(
-        tmp_path, "vllm", repository=repository, max_num_seqs=2, max_num_waiting=0
+        tmp_path, "vllm", repository=repository, max_num_seqs=2, max_num_waiting=0, **SLOW
     ) as target:
         running = target.send(prompt_ids(8), max_tokens=2000)
         running.wait_for_first()

@@ -26,6 +26,7 @@ from octavo_client import (
 )
 from tests.e2e.target import (
     ROOT,
+    SLOW,
     VOCAB_SIZE,
     Target,
     bounded_repository,
@@ -212,7 +213,7 @@ def single(tmp_path: Path) -> Iterator[Target]:
     """One place and one seat in the queue."""
     repository = bounded_repository(tmp_path, max_queue_size=1)
     with serving(
-        tmp_path, "vllm", repository=repository, max_num_seqs=1, max_num_waiting=0
+        tmp_path, "vllm", repository=repository, max_num_seqs=1, max_num_waiting=0, **SLOW
     ) as target:
         yield target
 

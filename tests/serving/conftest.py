@@ -46,6 +46,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     started: list[Served] = []
 
     def start(folder: Path, *, batched: bool = True, **settings: object) -> Served:
+        # Whose steps are long enough for a test to act within a request.
+        settings = {"kernels": "reference", **settings}
         version = tmp_path / str(len(started) + 1)
         started.append(Served(folder, version, batched=batched, settings=settings))
         return started[-1]
