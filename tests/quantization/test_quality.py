@@ -9,22 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.kv_quality import KVQuality, Reader, make_windows, measure, read_texts
+from bench.quality import Quality, Reader, make_windows, measure, read_texts
 
 OCTAVO_TINY = Path(__file__).parents[2] / "models" / "octavo-tiny"
 LENGTH, WINDOWS, CHUNK = 1024, 2, 128
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, KVQuality]:
+def measured() -> dict[str, Quality]:
     texts = read_texts(OCTAVO_TINY / "heldout.jsonl")
     windows = make_windows(OCTAVO_TINY, texts, LENGTH)[::20][:WINDOWS]
     reader = Reader(OCTAVO_TINY, "float32", LENGTH, CHUNK)
-    results = measure(reader, windows, ["float32", "float16", "int8", "fp8"])
+    formats = ("auto", "float32", "float16", "int8", "fp8")
+    results = measure([(name, reader, reader.cache(name)) for name in formats], windows)
     return {own.format: own for own in results}
 
 
-def test_the_text_is_read(measured: dict[str, KVQuality]) -> None:
+def test_the_text_is_read(measured: dict[str, Quality]) -> None:
     for own in measured.values():
         assert own.tokens == WINDOWS * (LENGTH - 1)
     # Chance is 4,096; a text read wrongly is far above the 24 of all documents.
@@ -41,7 +42,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("kv_format", LIMITS)
-def test_quality(measured: dict[str, KVQuality], kv_format: str) -> None:
+def test_quality(measured: dict[str, Quality], kv_format: str) -> None:
     perplexity_ratio, kl_nats, top1_ratio = LIMITS[kv_format]
     own = measured[kv_format]
     assert own.perplexity_ratio <= perplexity_ratio
@@ -49,7 +50,7 @@ def test_quality(measured: dict[str, KVQuality], kv_format: str) -> None:
     assert own.top1_ratio >= top1_ratio
 
 
-def test_fewer_bits_cost_more(measured: dict[str, KVQuality]) -> None:
+def test_fewer_bits_cost_more(measured: dict[str, Quality]) -> None:
     """So each format was in use, and what is measured is its rounding."""
     divergences = [measured[name].kl_nats for name in ("float32", "float16", "int8", "fp8")]
     assert divergences == sorted(divergences) and divergences[2] > 10 * divergences[1] > 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What a format of KV memory costs in quality: the model reads real text from a quantized cache.
+"""What formats of KV memory and of weights cost in quality: the model reads real text with them.
 
-    python bench/kv_quality.py MODEL --text FILE_OR_DIR [--formats auto int8 …] [--json OUT]
+    python bench/quality.py MODEL --text FILE_OR_DIR [--kv int8 …] [--weights int4/64 …]
 
 The text (.txt and .md files, or .jsonl with a "text" in each line) is cut into windows of the
 model's full context, or --length. Each window goes through the engine's own decoder in chunks of
@@ -12,9 +12,13 @@ each token is scored given the true ones before it. For each format, over all to
     kl           mean KL divergence of the next token's distribution from the reference's, nats
     top1         how often the most likely token is the reference's
 
-The reference is the cache in the type of the computation ("auto"); --dtype float32 leaves only the
-cache's rounding to tell the formats apart. A format "int8:0,3" stores layers 0 and 3 as computed.
-fp8 is emulated where the device lacks it: casts are torch's, so results are the same.
+The reference has cache and weights in the type of the computation; --dtype float32 leaves only the
+formats' rounding to tell them apart. One thing is in another format at a time. --kv int8:0,3 stores
+layers 0 and 3 as computed; --weights int4/64 has a scale for each 64 weights, and under all formats
+of weights the lm_head has 8 bits.
+
+The kernels are the engine's own (--kernels auto); fp8 needs --kernels reference, which emulates it
+where the device lacks it: casts are torch's, so results are the same.
 """
 
 import argparse
@@ -30,22 +34,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.config import EngineConfig
 from octavo.execution.forward_batch import ForwardBatch
 from octavo.execution.kv_cache import KVCache
+from octavo.kernels import cpu
+from octavo.kernels.cpu import Library
 from octavo.models.decoder import Decoder
 from octavo.models.model_config import read_model_config
 from octavo.quantization.kv import KVLayout, layer_formats
+from octavo.quantization.weights import weight_format
 
 BLOCK_SIZE = 16
 CPU = torch.device("cpu")
 
 
+AS_COMPUTED = "as computed"
+
+
 @dataclass(frozen=True, slots=True)
-class KVQuality:
-    """Of one format, over `tokens` scored tokens."""
+class Quality:
+    """Of one format, over `tokens` scored tokens.
+
+    bytes_per_token: of KV memory. weight_bytes: of what a decode step reads
+    """
 
     format: str
     bytes_per_token: float
+    weight_bytes: int
     tokens: int
     perplexity: float
     perplexity_ratio: float
@@ -54,16 +69,31 @@ class KVQuality:
 
 
 class Reader:
-    """A model that reads windows of text through a KV cache in one format."""
+    """A model that reads windows of text with weights in one format, KV memory in another.
 
-    def __init__(self, folder: Path, dtype: str, length: int, chunk: int) -> None:
+    weights: as "int4/64"; "auto" is as computed. library: None for the reference operators
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        length: int,
+        chunk: int,
+        weights: str = "auto",
+        library: Library | None = None,
+    ) -> None:
         self.config = read_model_config(folder)
         self.dtype = self.config.dtype if dtype == "auto" else dtype
         self.length = min(length or self.config.max_position, self.config.max_position)
         self.chunk = chunk
-        self.model = Decoder(self.config, folder, getattr(torch, self.dtype), self.length)
+        name, _, group = weights.partition("/")
+        own = weight_format(name, int(group or 128), self.dtype)
+        self.model = Decoder(
+            self.config, folder, getattr(torch, self.dtype), self.length, own, library=library
+        )
 
-    def cache(self, kv_format: str) -> KVCache:
+    def cache(self, kv_format: str = "auto") -> KVCache:
         name, _, skipped = kv_format.partition(":")
         skip_layers = [int(layer) for layer in skipped.split(",") if layer]
         layout = KVLayout(
@@ -94,18 +124,21 @@ class Reader:
             yield self.model.forward(batch, cache).log_softmax(-1)
 
 
-def measure(
-    reader: Reader, windows: Sequence[Sequence[int]], formats: Sequence[str]
-) -> list[KVQuality]:
-    """The formats read each chunk side by side, so that no distribution has to be kept."""
-    names = ["auto", *(name for name in formats if name != "auto")]
-    caches = [reader.cache(name) for name in names]
+Reading = tuple[str, Reader, KVCache]  # the format's name first
+
+
+def measure(readings: Sequence[Reading], windows: Sequence[Sequence[int]]) -> list[Quality]:
+    """Against the first of `readings`. All read each chunk side by side, so that no distribution
+    has to be kept."""
+    names = [name for name, _, _ in readings]
+    chunk_tokens = readings[0][1].chunk
     tokens, nll, kl, top1 = 0, *(torch.zeros(len(names), dtype=torch.float64) for _ in range(3))
     for number, window in enumerate(windows):
-        streams = zip(*(reader.log_probs(window, cache) for cache in caches), strict=True)
+        each = [reader.log_probs(window, cache) for _, reader, cache in readings]
+        streams = zip(*each, strict=True)
         for chunk, together in enumerate(streams):
-            begin = chunk * reader.chunk
-            following = torch.tensor(window[begin + 1 : begin + reader.chunk + 1])
+            begin = chunk * chunk_tokens
+            following = torch.tensor(window[begin + 1 : begin + chunk_tokens + 1])
             scored = len(following)  # the window's last token has nothing to predict
             tokens += scored
             reference = together[0][:scored].double()
@@ -118,16 +151,17 @@ def measure(
     perplexity = (nll / tokens).exp()
     assert perplexity.isfinite().all()
     return [
-        KVQuality(
+        Quality(
             format=name,
             bytes_per_token=cache.block_bytes / BLOCK_SIZE,
+            weight_bytes=reader.model.step_weight_bytes,
             tokens=tokens,
             perplexity=float(perplexity[index]),
             perplexity_ratio=float(perplexity[index] / perplexity[0]),
             kl_nats=float(kl[index]) / tokens,
             top1_ratio=float(top1[index]) / tokens,
         )
-        for index, (name, cache) in enumerate(zip(names, caches, strict=True))
+        for index, (name, reader, cache) in enumerate(readings)
     ]
 
 
@@ -161,31 +195,54 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="checkpoint folder with a tokenizer.json")
     parser.add_argument("--text", type=Path, required=True, help="file or folder")
-    parser.add_argument("--formats", nargs="+", default=["bfloat16", "int8", "fp8"])
+    parser.add_argument("--kv", nargs="+", default=[], metavar="FORMAT", help="of KV memory")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="FORMAT[/GROUP]")
+    parser.add_argument("--kernels", default="auto", help="as in engine.toml (default: auto)")
     parser.add_argument("--dtype", default="auto", help="of the computation")
     parser.add_argument("--length", type=int, default=0, help="tokens of a window")
     parser.add_argument("--chunk", type=int, default=128, help="tokens of a step")
     parser.add_argument("--windows", type=int, help="at most so many")
+    parser.add_argument("--every", type=int, default=1, help="only each such window")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     began = time.perf_counter()
-    reader = Reader(args.model, args.dtype, args.length, args.chunk)
-    windows = make_windows(args.model, read_texts(args.text), reader.length)[: args.windows]
+    if "fp8" in args.kv and args.kernels != "reference":
+        sys.exit("--kv fp8: the native kernels of the CPU have none; add --kernels reference")
+    library = None
+    if args.kernels != "reference":
+        cache = EngineConfig(model=args.model).kernel_cache
+        library = cpu.load(cache, args.kernels, args.threads)
+
+    def reader_of(weights: str) -> Reader:
+        return Reader(args.model, args.dtype, args.length, args.chunk, weights, library)
+
+    reader = reader_of("auto")
+    readings: list[Reading] = [(AS_COMPUTED, reader, reader.cache())]
+    readings += [(f"KV {name}", reader, reader.cache(name)) for name in args.kv]
+    for name in args.weights:
+        other = reader_of(name)
+        readings.append((f"weights {name}", other, other.cache()))
+    windows = make_windows(args.model, read_texts(args.text), reader.length)
+    windows = windows[:: args.every][: args.windows]
     if not windows:
         sys.exit(f"{args.text}: less than one window of {reader.length} tokens")
-    results = measure(reader, windows, args.formats)
+    results = measure(readings, windows)
     facts = {
         "model": args.model.name, "dtype": reader.dtype, "context": reader.length,
-        "windows": len(windows), "chunk": args.chunk, "seconds": time.perf_counter() - began,
+        "windows": len(windows), "chunk": args.chunk,
+        "kernels": library.isa if library else "reference", "seconds": time.perf_counter() - began,
     }  # fmt: skip
-    print("| format | bytes/token | perplexity | to reference | KL, nats | top 1 |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| format | KV bytes/token | weights, MB | perplexity | to reference | KL, nats | top 1 |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for own in results:
         change = math.expm1(math.log(own.perplexity_ratio))
         print(
-            f"| {own.format} | {own.bytes_per_token:.0f} | {own.perplexity:.4f} | {change:+.3%} "
+            f"| {own.format} | {own.bytes_per_token:.0f} | {own.weight_bytes / 1e6:.1f} "
+            f"| {own.perplexity:.4f} | {change:+.3%} "
             f"| {own.kl_nats:.2e} | {own.top1_ratio:.2%} |"
         )
     report = {**facts, "formats": [asdict(own) for own in results]}
