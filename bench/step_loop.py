@@ -20,6 +20,7 @@ neighbour on the machine takes none:
 Python's share is the step without forward and logits. As reading the clock takes time too, every
 second step is split into these parts, and the others, of which only forward and logits are timed
 apart, give the share.
+--phases builds the native kernels with clocks in them, and shows what the phases of forward took.
 --profile runs the same steps under cProfile before, which itself takes time for every call.
 """
 
@@ -30,6 +31,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import argparse
 import cProfile
+import functools
 import json
 import pstats
 import random
@@ -43,11 +45,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+import octavo.kernels.cpu
 from octavo import kernels
 from octavo.benchmarks.machine import machine, versions
 from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.generation import GenerationRequest
+from octavo.kernels.cpu.build import build_library
 from octavo.sampling_params import SamplingParams, parse
 
 PARTS = ("schedule", "batch", "forward", "logits", "sample", "update", "hand out", "rest")
@@ -70,8 +74,9 @@ class Parts:
             (runner._sampler, "sample_plan", "sample"),
             (scheduler, "update", "update"),
             (engine, "_hand_out", "hand out"),
+            (runner._sampler, "_greedy", "logits"),
         ]
-        places += [(kernels, name, "logits") for name in ("greedy", "sample", "penalize")]
+        places += [(kernels, name, "logits") for name in ("sample", "penalize")]
         for owner, name, part in places:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
         self.step = self.timed("rest", engine.step)
@@ -98,6 +103,9 @@ class Parts:
 
 
 def load(args: argparse.Namespace) -> Engine:
+    if args.phases:
+        timing = functools.partial(build_library, options=("-DOCTAVO_PROFILE",))
+        octavo.kernels.cpu.build_library = timing
     engine = Engine(
         make_config(
             model=args.model,
@@ -105,6 +113,8 @@ def load(args: argparse.Namespace) -> Engine:
             num_threads=args.threads,
             max_num_seqs=args.sequences,
             max_model_len=args.prompt + args.output,
+            max_num_batched_tokens=max(256, args.sequences),
+            **({"weight_format": args.weight_format} if args.weight_format else {}),
         )
     )
     engine.runner.bind_to_thread()
@@ -126,8 +136,10 @@ def decodes_all(args: argparse.Namespace, engine: Engine) -> bool:
 
 def measure(
     args: argparse.Namespace, engine: Engine, params: SamplingParams
-) -> tuple[list[Step], list[Step]]:
-    """Steps split into all parts, and the others."""
+) -> tuple[list[Step], list[Step], Step]:
+    """Steps split into all parts, the others, and the phases of the model's forward, medians."""
+    library = engine.runner.library
+    phases: list[Step] = []
     parts = Parts(engine)
     split: list[Step] = []
     whole: list[Step] = []
@@ -136,13 +148,18 @@ def measure(
         worked = True
         while worked:
             counts = number >= 0 and decodes_all(args, engine)
+            before = library.phase_seconds() if library else {}
             worked = parts.step()
             step = parts.take()
             if counts:
+                after = library.phase_seconds() if library else {}
+                phases.append({name: after[name] - value for name, value in before.items()})
                 (split if parts.splits else whole).append(step)
             parts.splits = not parts.splits
         print(f"round {number}: {len(split) + len(whole)} steps", file=sys.stderr, flush=True)
-    return split, whole
+    names = phases[0]
+    medians = {name: statistics.median(each[name] for each in phases) for name in names}
+    return split, whole, medians
 
 
 def profile(args: argparse.Namespace, engine: Engine, params: SamplingParams) -> None:
@@ -209,6 +226,8 @@ def parse_arguments() -> argparse.Namespace:
         "--params", type=json.loads, default={"temperature": 0}, metavar="JSON",
         help='sampling parameters (default: {"temperature": 0})',
     )  # fmt: skip
+    parser.add_argument("--weight-format", help="int8, int4, w8a8 or w4a8")
+    parser.add_argument("--phases", action="store_true", help="those of the model's forward")
     parser.add_argument("--profile", action="store_true", help="first a round under cProfile")
     parser.add_argument("--json", type=Path, help="file for all steps")
     return parser.parse_args()
@@ -220,14 +239,17 @@ def main() -> None:
     engine = load(args)
     if args.profile:
         profile(args, engine, params)
-    split, whole = measure(args, engine, params)
+    split, whole, phases = measure(args, engine, params)
     found = medians_us(split, whole)
     show(args, len(split) + len(whole), found)
+    if args.phases:
+        print("forward's phases, ms of time:", {k: round(1e3 * v, 3) for k, v in phases.items()})
     if args.json:
         document = {
             "benchmark": "step_loop", "versions": versions(), "machine": machine(),
             "settings": {**vars(args), "model": args.model.name, "json": None},
             "medians_us": found, "split_steps_s": split, "whole_steps_s": whole,
+            "forward_phases_s": phases,
         }  # fmt: skip
         args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
