@@ -15,20 +15,17 @@ import pytest
 import octavo.kernels.cpu
 from equivalences import Case, assert_close, assert_equal, pool_blocks
 from factories import Recorder, generate_checked, greedy, make_engine, random_prompts, write_family
+from native_paths import EMULATED, EMULATION, PATHS
 from octavo.engine import Engine
-from octavo.kernels.cpu import ISAS
 from octavo.kernels.cpu.build import build_library
 
-HAS_TILES = "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii")
-EMULATED = "amx, emulated"
 
-
-@pytest.fixture(params=[*ISAS[not HAS_TILES :], EMULATED])
+@pytest.fixture(params=PATHS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param != EMULATED:
         yield str(request.param)
         return
-    emulating = partial(build_library, options=("-DOCTAVO_AMX_EMULATED",))
+    emulating = partial(build_library, options=EMULATION)
     monkeypatch.setattr(octavo.kernels.cpu, "build_library", emulating)
     yield "amx"
 
