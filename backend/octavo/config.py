@@ -275,7 +275,7 @@ def _shown(field: str, value: object) -> str:
 def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineConfig:
     """Settings of `toml`, overridden by the environment.
 
-    A relative `model` or `disk_path` in the file counts from the file's folder. Raises ConfigError.
+    Relative paths in the file count from its folder. Raises ConfigError.
     """
     try:
         values: dict[str, Any] = tomllib.loads(toml.read_text(encoding="utf-8"))
@@ -283,8 +283,9 @@ def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineCo
         raise ConfigError(f"{toml}: no such file") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{toml}: {exc}") from None
-    if "model" in values:
-        values["model"] = toml.parent / str(values["model"])
+    for name in ("model", "kernel_cache"):
+        if name in values:
+            values[name] = toml.parent / str(values[name])
     tiers = values.get("kv_tiers")
     if isinstance(tiers, dict) and tiers.get("disk_path"):
         tiers["disk_path"] = toml.parent / str(tiers["disk_path"])

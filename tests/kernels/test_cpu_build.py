@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from factories import make_engine
+from native_paths import PATHS
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.kernels.cpu import ISAS, BuildError
@@ -92,6 +93,15 @@ def test_an_engine_without_them_says_so(
     assert "CANNOT BE BUILT" in caplog.text and "many times slower" in caplog.text
 
 
+def test_a_library_that_cannot_be_loaded_is_named(
+    compiler: Path, toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine(toy_folder, kernel_cache=tmp_path / "cache")  # the compiler's is empty
+    assert engine.runner.kernels == "reference"
+    (library,) = (tmp_path / "cache").glob("*.so")
+    assert "CANNOT BE BUILT" in caplog.text and str(library) in caplog.text
+
+
 def test_float16_says_that_it_is_slow(toy_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine = make_engine(toy_folder, dtype="float16")
     assert engine.runner.kernels == "reference"
@@ -104,9 +114,7 @@ def test_kernels_are_chosen(toy_folder: Path) -> None:
         assert make_engine(toy_folder, kernels=isa).runner.kernels == isa
 
 
-@pytest.mark.skipif(
-    "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="ascii"), reason="it has AMX"
-)
+@pytest.mark.skipif("amx" in PATHS, reason="it has AMX")
 def test_what_the_processor_lacks(toy_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"kernels = 'amx': this processor has .*portable"):
         make_engine(toy_folder, kernels="amx")

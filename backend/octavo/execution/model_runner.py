@@ -95,8 +95,8 @@ class ModelRunner:
             )
         except cpu.BuildError as exc:
             log.warning(
-                "THE CPU KERNELS CANNOT BE BUILT, so this runs on the reference operators, many "
-                "times slower: %s", exc,
+                "THE CPU KERNELS CANNOT BE BUILT OR LOADED, so this runs on the reference "
+                "operators, many times slower: %s", exc,
             )  # fmt: skip
             return None
         except ValueError as exc:

@@ -15,8 +15,8 @@ from octavo.quantization.weights import WeightFormat
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A matrix [out, in] as kernels.pack_linear gives it, bias [out] or None. num_bytes: of both,
-    as the weight's format packs it."""
+    """A matrix [out, in] and its bias [out] or None; or both in one, packed for native kernels.
+    num_bytes: of both, as the weight's format packs them."""
 
     weight: kernels.PackedWeight
     bias: Tensor | None

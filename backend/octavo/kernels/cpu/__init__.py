@@ -1,15 +1,12 @@
 """Native kernels of the CPU: C++ for AMX, AVX-512, AVX2 and whatever else, chosen when loaded."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from octavo.kernels.cpu.build import BuildError, build_library
 from octavo.kernels.cpu.library import ISAS, Library, PackedLinear
 
-__all__ = ["ISAS", "BuildError", "Library", "PackedLinear", "load"]
-
-log = logging.getLogger(__name__)
+__all__ = ["ISAS", "BuildError", "Library", "PackedLinear", "build_library", "load"]
 
 
 def load(
@@ -18,7 +15,11 @@ def load(
     """The kernels of `isa`, one of ISAS or "auto" for the fastest that this processor has, with
     `num_threads` threads, each on its core of `cpus` if these are given.
 
-    Built on first use into the folder `cache`. Raises BuildError if that cannot be, ValueError if
-    the processor lacks what `isa` needs.
+    Built on first use into the folder `cache`. Raises BuildError if that cannot be or what is there
+    cannot be loaded, ValueError if the processor lacks what `isa` needs.
     """
-    return Library(build_library(cache), isa, num_threads, cpus)
+    path = build_library(cache)
+    try:
+        return Library(path, isa, num_threads, cpus)
+    except OSError as exc:
+        raise BuildError(f"{exc}; remove it to have it built anew") from None

@@ -134,8 +134,12 @@ EXPORT double octavo_read_seconds(int isa, octavo_team *team, const uint8_t *dat
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Seconds spent in a phase of octavo_forward so far (decoder.inl); 0 unless built with
-// OCTAVO_PROFILE, −1 behind the last phase.
+// A phase of octavo_forward (decoder.inl), and the seconds spent in it so far. Null behind the last,
+// and for all unless built with OCTAVO_PROFILE.
+EXPORT const char *octavo_phase_name(int isa, int phase) {
+    return kernels_of(isa)->phase_name(phase);
+}
+
 EXPORT double octavo_phase_seconds(int isa, int phase) {
     return kernels_of(isa)->phase_seconds(phase);
 }

@@ -99,17 +99,8 @@ def _compile(compiler: str, library: Path, options: tuple[str, ...]) -> None:
                     time.monotonic() - began_s,
                 )  # fmt: skip
         built = Path(scratch) / "library.so"
-        _run(
-            [
-                compiler,
-                "-shared",
-                "-pthread",
-                *options,
-                *map(str, objects.values()),
-                "-o",
-                str(built),
-            ]
-        )
+        parts = map(str, objects.values())
+        _run([compiler, "-shared", "-pthread", *options, *parts, "-o", str(built)])
         # In one act, so that no process ever loads half a library.
         moved = library.with_suffix(f".{os.getpid()}.new")
         shutil.copy(built, moved)
@@ -136,6 +127,8 @@ def main() -> None:
         print(build_library(_IN_PACKAGE if arguments.in_package else arguments.cache))
     except BuildError as exc:
         raise SystemExit(f"octavo: {exc}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ struct StepMemory {
 
 // Where a step's time goes, as the first thread sees it: only in a library that is built to tell.
 enum Phase { EMBED, NORM, QKV, STORE, ATTEND, OUTPUT, GATE_UP, DOWN, LM_HEAD, PHASES };
+constexpr const char *PHASE_NAMES[PHASES] = {"embed",  "norm",    "qkv",  "store", "attend",
+                                             "output", "gate_up", "down", "lm_head"};
 
 struct Clock {
 #ifdef OCTAVO_PROFILE

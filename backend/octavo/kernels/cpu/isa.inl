@@ -19,6 +19,7 @@
 #include "store_kv.inl"
 #include "attention.inl"
 #include "decoder.inl"
+#include "read_through.inl"
 #include "sample.inl"
 
 namespace octavo::OCTAVO_ISA {
@@ -88,11 +89,19 @@ int32_t read_through_op(Pool &pool, const uint8_t *data, int64_t bytes) {
     return all;
 }
 
-double phase_seconds(int phase) {
+const char *phase_name([[maybe_unused]] int phase) {
 #ifdef OCTAVO_PROFILE
-    if (phase < PHASES) return Clock::seconds[phase];
+    if (phase < PHASES) return PHASE_NAMES[phase];
 #endif
-    return phase < PHASES ? 0 : -1;
+    return nullptr;
+}
+
+double phase_seconds([[maybe_unused]] int phase) {
+#ifdef OCTAVO_PROFILE
+    return Clock::seconds[phase];
+#else
+    return 0;
+#endif
 }
 
 #define OCTAVO_TEXT(x) #x
@@ -101,7 +110,7 @@ double phase_seconds(int phase) {
 constexpr Kernels table = {
     OCTAVO_NAME(OCTAVO_ISA), step_bytes, forward, linear_bytes, linear_op, attention_scratch_bytes,
     attention_op, store_kv_op, add_rms_norm_op, greedy_op, read_through_op,
-    phase_seconds,
+    phase_name, phase_seconds,
 };
 
 }  // namespace

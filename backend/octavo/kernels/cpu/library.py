@@ -5,7 +5,6 @@ believe them.
 """
 
 import ctypes
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from torch import Tensor
 from octavo.kernels.cpu import types
 from octavo.kernels.cpu.types import Format
 from octavo.kernels.reference_weights import QuantizedWeight
-
-log = logging.getLogger(__name__)
 
 ISAS = ("amx", "avx512", "avx2", "portable")
 
@@ -48,13 +45,10 @@ class PackedLinear:
     held: tuple[Tensor, ...]
     num_bytes: int
 
-    @property
-    def out_features(self) -> int:
-        return int(self.matrix.outputs)
-
 
 class Library:
-    """One instruction set's kernels and the threads that run them."""
+    """One instruction set's kernels and the threads that run them. One thread at a time may call
+    it: what calls need of memory they share."""
 
     def __init__(
         self, path: Path, isa: str, num_threads: int, cpus: Sequence[int] | None = None
@@ -254,6 +248,14 @@ class Library:
         )
         return float(num_bytes / seconds[repeats // 2])
 
+    def phase_seconds(self) -> dict[str, float]:
+        """What each phase of `forward` has taken so far, as its first thread saw it. Empty unless
+        the library was built with OCTAVO_PROFILE."""
+        seconds: dict[str, float] = {}
+        while name := self._c.octavo_phase_name(self._isa, len(seconds)):
+            seconds[name.decode()] = self._c.octavo_phase_seconds(self._isa, len(seconds))
+        return seconds
+
 
 def _aligned(num_bytes: int, alignment: int) -> Tensor:
     raw = torch.empty(num_bytes + alignment, dtype=torch.uint8)
@@ -288,6 +290,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("step_bytes", size, (i, p, p, p)),
         ("forward", None, (i, p, p, p, p, i, p, p)),
         ("read_seconds", seconds, (i, p, p, n)),
+        ("phase_name", text, (i, i)),
+        ("phase_seconds", seconds, (i, i)),
     ):
         function = getattr(library, f"octavo_{name}")
         function.restype, function.argtypes = result, arguments

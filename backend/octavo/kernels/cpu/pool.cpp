@@ -104,18 +104,18 @@ void Worker::barrier() {
 // A share of an earlier phase is used up, and whoever comes first puts in its place what it is in
 // this one: so a thread that is late does not keep its share from the others.
 int Worker::take(int owner, int n) {
-    const uint64_t tag = phase & 0xffffff, mask = MAX_TASKS;
+    const uint64_t tag = phase & 0x3fffff, mask = MAX_TASKS;
     auto &left = pool->shares_[owner].left;
     uint64_t now = left.load(std::memory_order_acquire);
     for (;;) {
-        uint64_t begin = now >> 20 & mask, end = now & mask;
-        if (now >> 40 != tag) {
+        uint64_t begin = now >> 21 & mask, end = now & mask;
+        if (now >> 42 != tag) {
             begin = uint64_t(n) * owner / count;
             end = uint64_t(n) * (owner + 1) / count;
         }
         if (begin >= end) return -1;
         int taken = owner == id ? int(begin++) : int(--end);
-        if (left.compare_exchange_weak(now, tag << 40 | begin << 20 | end,
+        if (left.compare_exchange_weak(now, tag << 42 | begin << 21 | end,
                                        std::memory_order_acq_rel))
             return taken;
     }

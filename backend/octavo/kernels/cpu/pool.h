@@ -10,7 +10,7 @@
 namespace octavo {
 
 constexpr int MAX_THREADS = 256;
-constexpr int MAX_TASKS = (1 << 20) - 1;  // of one phase
+constexpr int MAX_TASKS = (1 << 21) - 1;  // of one phase
 
 class Pool;
 
@@ -63,7 +63,7 @@ class Pool {
    private:
     friend class Worker;
     struct alignas(64) Share {
-        std::atomic<uint64_t> left{~0ull};  // phase << 40 | begin << 20 | end
+        std::atomic<uint64_t> left{~0ull};  // phase << 42 | begin << 21 | end
     };
     struct Threads;
 

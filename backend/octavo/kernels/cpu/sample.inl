@@ -1,4 +1,4 @@
-// The next token of each row of logits; see kernels.reference for what each does.
+// The next token of each row of logits; see kernels.reference.greedy.
 
 namespace octavo::OCTAVO_ISA {
 
@@ -38,22 +38,6 @@ inline void greedy(Worker &w, const float *logits, int rows, int64_t vocabulary,
         tokens[row] = most_likely(logits + row * vocabulary, int(vocabulary), &is_finite);
         are_finite[row] = is_finite;
     });
-}
-
-// Reads `bytes` by all threads in equal parts; for measuring. Returns something of what it read.
-inline int32_t read_through(Worker &w, const uint8_t *data, int64_t bytes) {
-    const int64_t part = bytes / w.count / 256 * 256, begin = part * w.id;
-    vi a = {}, b = {}, c = {}, d = {};
-    for (int64_t i = begin; i < begin + part; i += 256) {
-        a ^= load_as<vi>(data + i);
-        b ^= load_as<vi>(data + i + 64);
-        c ^= load_as<vi>(data + i + 128);
-        d ^= load_as<vi>(data + i + 192);
-    }
-    vi all = a ^ b ^ c ^ d;
-    int32_t x = 0;
-    for (int i = 0; i < LANES; i++) x ^= all[i];
-    return x;
 }
 
 }  // namespace octavo::OCTAVO_ISA
