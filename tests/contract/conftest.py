@@ -19,8 +19,9 @@ def _start(contract: Contract, log_file: Path) -> Iterator[Server]:
         contract=contract,
         ports=Ports.free(),
         log_file=log_file,
-        # In float32 the same request has the same text whatever runs beside it.
-        engine_overrides={"max_num_seqs": "8", "dtype": "float32"},
+        # In float32 the same request has the same text whatever runs beside it. With the reference
+        # operators a sender keeps up with the steps: a response for each token of a lone stream.
+        engine_overrides={"max_num_seqs": "8", "dtype": "float32", "kernels": "reference"},
     )
     with EmbeddedServer(settings):
         yield Server(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -80,7 +81,8 @@ def test_dead_stub_is_told_and_ends_everything_with_the_server(tmp_path: Path) -
         wait_until(lambda: target.server.failure(ask_engine=False) is not None, "noticed", 1)
         assert f"stub {stub}" in (target.server.failure() or "")
         refused = target.send(prompt_ids(8), max_tokens=2).wait(timeout_s=5)
-        assert "is not healthy" in (refused.error or "")
+        # The 2.51 server says so, and has been seen to end at once by itself instead.
+        assert re.search("is not healthy|Socket closed", refused.error or "")
         began_s = time.monotonic()
         assert not target.server.stop()
         assert time.monotonic() - began_s < 2
