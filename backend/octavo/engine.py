@@ -84,7 +84,6 @@ class Engine:
             preemption=config.preemption,
         )
         self.stats = EngineStats()
-        self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
         # Called by the engine's own thread after each step: outputs can be handed on together,
         # which wakes a receiver once a step and not once a sequence.
         self.after_step: Callable[[], None] = lambda: None
@@ -158,6 +157,32 @@ class Engine:
             )
 
     @property
+    def gauges(self) -> EngineGauges:
+        """The state now. It is looked at a few times a second and not told after each step, which
+        would take time from every token; in the middle of a step its numbers may be one step
+        apart."""
+        scheduler, allocator = self.scheduler, self.scheduler.allocator
+        if self._has_failed:
+            return EngineGauges(total_blocks=allocator.num_blocks)
+        running, waiting = list(scheduler.running), list(scheduler.waiting)
+        used = allocator.num_used
+        # Only the last block of a sequence is not full, and a sequence shares that for a step at
+        # most; so what sequences share is not counted twice.
+        num_blocks = sum(len(sequence.block_table) for sequence in running)
+        filled = sum(sequence.num_computed_tokens for sequence in running)
+        empty = max(num_blocks * scheduler.block_size - filled, 0)
+        oldest_s = min((s.waiting_since_s for s in waiting), default=None)
+        return EngineGauges(
+            num_running=len(running),
+            num_waiting=len(waiting),
+            used_blocks=used,
+            cached_blocks=allocator.num_cached,
+            total_blocks=allocator.num_blocks,
+            longest_wait_s=0.0 if oldest_s is None else time.monotonic() - oldest_s,
+            fragmentation_ratio=min(empty / (used * scheduler.block_size), 1.0) if used else 0.0,
+        )
+
+    @property
     def is_alive(self) -> bool:
         return self._closed is None
 
@@ -223,7 +248,6 @@ class Engine:
         """Computes one step, if there is work. Returns whether there was."""
         self._take_inbox()
         if not self.scheduler.has_work:
-            self._measure()
             return False
         began_s = time.perf_counter()
         plan = self.scheduler.schedule()
@@ -372,7 +396,6 @@ class Engine:
             except Exception:  # a sink's fault must not cost the others their end
                 log.exception("request %d did not take its end", sequence.request_id)
         self.after_step()
-        self.gauges = EngineGauges(total_blocks=self.runner.kv_cache.num_blocks)
 
     def _count_admitted(self, plan: StepPlan) -> None:
         now_s = time.monotonic()
@@ -390,26 +413,6 @@ class Engine:
         self.stats.steps += 1
         self.stats.busy_s[phase] += elapsed_s
         self.stats.generation_tokens += num_outputs
-        self._measure()
-
-    def _measure(self) -> None:
-        scheduler = self.scheduler
-        used = scheduler.allocator.num_used
-        # Only the last block of a sequence is not full, and a sequence shares that for a step at
-        # most; so what sequences share is not counted twice.
-        num_blocks = sum([len(sequence.block_table) for sequence in scheduler.running])
-        filled = sum([sequence.num_computed_tokens for sequence in scheduler.running])
-        empty = num_blocks * scheduler.block_size - filled
-        longest_since_s = min([s.waiting_since_s for s in scheduler.waiting], default=0.0)
-        self.gauges = EngineGauges(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            used_blocks=used,
-            cached_blocks=scheduler.allocator.num_cached,
-            total_blocks=scheduler.allocator.num_blocks,
-            longest_wait_s=time.monotonic() - longest_since_s if scheduler.waiting else 0.0,
-            fragmentation_ratio=min(empty / (used * scheduler.block_size), 1.0) if used else 0.0,
-        )
 
 
 def _live(sequence: Sequence, sink: Sink) -> _Live:

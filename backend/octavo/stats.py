@@ -52,7 +52,7 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineGauges:
-    """The state after a step."""
+    """The state between two steps."""
 
     num_running: int = 0
     num_waiting: int = 0

@@ -28,7 +28,8 @@ PEER_FIELDS = {
 }  # fmt: skip
 OWN_FIELDS = {
     "weight_format", "kv_cache_dtype", "kernels", "isa", "weight_bytes", "bytes_per_step",
-    "read_gbs", "roofline_tps", "roofline_ratio", "forward_us", "host_us", "rss_mib", "quality",
+    "flops_per_step", "read_gbs", "matrix_gflops", "bound", "roofline_tps", "roofline_ratio",
+    "forward_us", "host_us", "rss_mib", "quality",
 }  # fmt: skip
 WORKLOADS = ("p9-g5-c3", "p255-g9-c1", "primed32+4-g3-c2")
 
@@ -60,7 +61,7 @@ def test_a_failed_workload_is_a_line_and_the_next_one_runs(lines: list[Line]) ->
     assert "error" not in after and after["decode_tps"] > 0
 
 
-def test_bytes_and_roofline(lines: list[Line]) -> None:
+def test_bytes_flops_and_roofline(lines: list[Line]) -> None:
     layer = (64 + 32 + 32) * 64 + 64 * 64 + 320 * 64 + 64 * 160
     weights = 4 * (2 * layer + 512 * 64 + 5 * 64)  # with norms
     token = 2 * 2 * 2 * (16 + 2)  # layers, keys and values, heads: int8 numbers and a scale
@@ -68,7 +69,11 @@ def test_bytes_and_roofline(lines: list[Line]) -> None:
         sequences = int(line["workload"][-1])
         assert line["weight_bytes"] == weights
         assert line["bytes_per_step"] == approx(weights + token * (read + sequences), abs=1)
-        bound = sequences * line["read_gbs"] * 1e9 / line["bytes_per_step"]
+        assert line["flops_per_step"] > 2 * sequences * (2 * layer + 512 * 64)
+        memory_s = line["bytes_per_step"] / (line["read_gbs"] * 1e9)
+        compute_s = line["flops_per_step"] / (line["matrix_gflops"] * 1e9)
+        assert line["bound"] == ("memory" if memory_s >= compute_s else "compute")
+        bound = sequences / max(memory_s, compute_s)
         assert line["roofline_tps"] == approx(bound, rel=1e-3)
         assert line["roofline_ratio"] == approx(line["decode_tps"] / bound, rel=1e-3)
 

@@ -153,8 +153,8 @@ def test_peaks_are_work_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = [0.0, 3, 10, 12, 20, 24, 30, 36, 40, 45]
     for measured, work in (
         (lambda: peaks.read_bytes_per_s(None, 2**12), 2**12),
-        (lambda: peaks.matrix_flops_per_s("float32"), 2 * 64**3),
-        (lambda: peaks.matrix_flops_per_s("int8"), 2 * 64**3),
+        (lambda: peaks.matrix_flops_per_s(None, "float32"), 2 * 64**3),
+        (lambda: peaks.matrix_flops_per_s(None, "int8"), 2 * 64**3),
     ):
         monkeypatch.setattr(peaks, "_ROWS", 64)
         monkeypatch.setattr(peaks.time, "perf_counter", iter(readings).__next__)

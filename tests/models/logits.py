@@ -24,7 +24,7 @@ def our_logits(engine: Engine, tokens: list[int], chunk: int | None = None) -> T
         plan = StepPlan([], [ScheduledSequence(sequence, min(chunk, len(tokens) - begin))])
         batch = ForwardBatch.from_plan(plan, block_size)
         batch = replace(batch, sample_indices=torch.arange(len(batch.token_ids)))
-        parts.append(engine.runner.model.forward(batch, engine.runner.kv_cache))
+        parts.append(engine.runner.model.forward(batch, engine.runner.kv_cache).clone())
         sequence.num_computed_tokens += len(batch.token_ids)
     engine.scheduler.allocator.free(sequence.block_table)
     logits = torch.cat(parts)

@@ -7,7 +7,7 @@ from octavo.planner.roofline import (
     Work,
     attention_work,
     decode_step_bytes,
-    decode_tps,
+    decode_step_work,
     linear_work,
     mean_decode_context_tokens,
 )
@@ -49,9 +49,13 @@ def test_a_shared_prefix_is_read_once() -> None:
     assert decode_step_bytes(**alone, shared_tokens=10) == decode_step_bytes(**alone)
 
 
-def test_roofline_of_decode() -> None:
-    # 2 GB a step at 20 GB/s: 10 steps a second of 8 tokens each.
-    assert decode_tps(sequences=8, step_bytes=2e9, read_bytes_per_s=20e9) == 80
+def test_a_decode_step_multiplies_each_weight_and_each_key_and_value() -> None:
+    sizes = {"weight_bytes": 1000, "kv_token_bytes": 3, "sequences": 5, "context_tokens": 9.5}
+    step = decode_step_work(SHAPE, **sizes)
+    layer = (24 + 2 * 12) * 8 + 8 * 24 + 40 * 8 + 8 * 20
+    attended = 2 * 4 * 6 * 10.5  # keys and values, of the new token too, by each query head
+    assert step.flops == 2 * 5 * (3 * (layer + attended) + 50 * 8)
+    assert step.bytes == decode_step_bytes(**sizes)
 
 
 def test_the_larger_of_both_times_is_the_bound() -> None:

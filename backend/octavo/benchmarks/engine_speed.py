@@ -17,7 +17,12 @@ DEFINITIONS = {
     "of the mean context read (a shared prefix once), those of the new tokens written",
     "read_gbs": "read bandwidth by streaming through 1 GiB with the engine's kernels and as many "
     "threads, before and after the workload's runs: the better one",
-    "roofline_tps": "requests x read_gbs / bytes_per_step",
+    "flops_per_step": "what it must compute: two for each weight, lm_head included, and token, and "
+    "for each number of the keys and values that a query head meets",
+    "matrix_gflops": "the most that the same kernels' multiply instructions do for this format in "
+    "registers, before and after: the better one",
+    "bound": "which takes longer: bytes_per_step / read_gbs or flops_per_step / matrix_gflops",
+    "roofline_tps": "requests / that longer time",
     "roofline_ratio": "decode_tps / roofline_tps",
     "forward_us": "median over steps that only decode of the time in the model",
     "host_us": "median over the same steps of the rest of the step: schedule, sample, hand out",

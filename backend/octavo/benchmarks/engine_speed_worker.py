@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
 
 from octavo import __version__
 from octavo.benchmarks.engine_speed import Line, Options
-from octavo.benchmarks.read_probe import ReadProbe
+from octavo.benchmarks.peak_probe import PeakProbe, Peaks
+from octavo.benchmarks.peaks import Kind
+from octavo.benchmarks.shapes import decoder_shape
 from octavo.benchmarks.step_times import StepTimes, timing_steps
 from octavo.benchmarks.worker import serve
 from octavo.benchmarks.workloads import (
@@ -111,24 +113,28 @@ def measure_workload(engine: Engine, workload: Workload, options: Options) -> Li
     return line
 
 
-def roofline_of(line: Line, workload: Workload, engine: Engine, read_bytes_per_s: float) -> Line:
-    step_bytes = roofline.decode_step_bytes(
+def roofline_of(line: Line, workload: Workload, engine: Engine, peaks: Peaks) -> Line:
+    sequences = workload.concurrency
+    context_tokens = roofline.mean_decode_context_tokens(
+        workload.prompt_tokens, workload.output_tokens
+    )
+    step = roofline.decode_step_work(
+        decoder_shape(engine.runner.model_config),
         weight_bytes=engine.runner.model.step_weight_bytes,
         kv_token_bytes=_kv_token_bytes(engine),
-        sequences=workload.concurrency,
-        context_tokens=roofline.mean_decode_context_tokens(
-            workload.prompt_tokens, workload.output_tokens
-        ),
+        sequences=sequences,
+        context_tokens=context_tokens,
         shared_tokens=workload.shared_tokens,
     )
-    bound_tps = roofline.decode_tps(
-        sequences=workload.concurrency, step_bytes=step_bytes, read_bytes_per_s=read_bytes_per_s
-    )
+    floor_s, bound = step.floor_s(peaks.read_bytes_per_s, peaks.flops_per_s)
     return {
-        "bytes_per_step": round(step_bytes),
-        "read_gbs": rounded(read_bytes_per_s / 1e9),
-        "roofline_tps": rounded(bound_tps),
-        "roofline_ratio": rounded(line["decode_tps"] / bound_tps),
+        "bytes_per_step": round(step.bytes),
+        "flops_per_step": round(step.flops),
+        "read_gbs": rounded(peaks.read_bytes_per_s / 1e9),
+        "matrix_gflops": rounded(peaks.flops_per_s / 1e9),
+        "bound": bound,
+        "roofline_tps": rounded(sequences / floor_s),
+        "roofline_ratio": rounded(line["decode_tps"] * floor_s / sequences),
     }
 
 
@@ -175,13 +181,14 @@ def measure(options: Options) -> Iterator[Line]:
     engine = build_engine(options, workloads)
     common = describe(engine, options, time.perf_counter() - began_s)
     runner = engine.runner
-    with ReadProbe(runner.num_threads, runner.kernels, engine.config.kernel_cache) as probe:
+    kind = cast(Kind, runner.weight_format.activation)
+    with PeakProbe(runner.num_threads, runner.kernels, engine.config.kernel_cache, kind) as probe:
         for workload in workloads:
             line: Line = {**common, "workload": workload.name}
             try:
-                before = probe.read_bytes_per_s()
+                before = probe.measure()
                 line |= measure_workload(engine, workload, options)
-                best = max(before, probe.read_bytes_per_s())
+                best = before.better(probe.measure())
                 line |= roofline_of(line, workload, engine, best)
             except Exception as error:  # a failed workload is a result too
                 line["error"] = f"{type(error).__name__}: {error}"[:400]

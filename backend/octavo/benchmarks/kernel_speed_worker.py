@@ -18,7 +18,7 @@ import torch
 
 from octavo.benchmarks.kernel_cases import Case, Cases
 from octavo.benchmarks.kernel_speed import Line, Options, check_ops
-from octavo.benchmarks.peaks import matrix_flops_per_s, read_bytes_per_s
+from octavo.benchmarks.peaks import Kind, matrix_flops_per_s, read_bytes_per_s
 from octavo.benchmarks.shapes import decoder_shape
 from octavo.benchmarks.worker import serve
 from octavo.benchmarks.workloads import rounded
@@ -45,13 +45,13 @@ def measure(options: Options) -> Iterator[Line]:
     library = load_library(options, torch.get_num_threads())
     dtype: torch.dtype = getattr(torch, options.dtype)
     cases = Cases(shape, dtype, options.rotated_bytes, library)
-    matrix_peaks: dict[str, float] = {}
+    matrix_peaks: dict[Kind, float] = {}
     for op in options.ops:
         # Anew for each op: what a shared machine gives changes within minutes.
         bandwidth = read_bytes_per_s(library)
         for case in cases.of(op):
             if case.kind not in matrix_peaks:
-                matrix_peaks[case.kind] = matrix_flops_per_s(case.kind)
+                matrix_peaks[case.kind] = matrix_flops_per_s(library, case.kind)
             elapsed_s, calls = time_of(case, options.min_s)
             line = _line(case, elapsed_s, calls, bandwidth, matrix_peaks[case.kind])
             yield {**line, "kernels": "reference" if library is None else library.isa}

@@ -1,18 +1,21 @@
-"""The machine's peaks, measured: streaming reads of memory and products of large matrices.
+"""The machine's peaks, measured: streaming reads of memory and products.
 
-Reads by the native kernels where they are loaded, all else by torch's own loops, on as many
-threads as torch uses in this process.
+By the native kernels where they are loaded: products in registers. Otherwise by torch, on as many
+threads as it uses in this process: products of large matrices.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.cpu import Library
+
+Kind = Literal["float32", "bfloat16", "float16", "int8"]  # of numbers that are multiplied
 
 # Many times the last level cache of most CPUs; a pass takes some 10 ms.
 READ_BYTES = 2**30
@@ -29,8 +32,11 @@ def read_bytes_per_s(library: Library | None, num_bytes: int = READ_BYTES) -> fl
     return buffer.nbytes / _shortest_s(buffer.sum)
 
 
-def matrix_flops_per_s(kind: str) -> float:
-    """Of all threads, for numbers of `kind`: "float32", "bfloat16", "float16" or "int8"."""
+def matrix_flops_per_s(library: Library | None, kind: Kind) -> float:
+    """Of all threads, for numbers of `kind`."""
+    if library is not None:
+        assert kind != "float16"
+        return library.matrix_peak(kind)
     a, b = (torch.ones(_ROWS, _ROWS, dtype=getattr(torch, kind)) for _ in range(2))
     multiply: Callable[[], Tensor] = lambda: torch.nn.functional.linear(a, b)  # noqa: E731
     if kind == "int8":

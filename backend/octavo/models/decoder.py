@@ -196,8 +196,8 @@ class Decoder:
         return embedded if self.embedding_scale is None else embedded * self.embedding_scale
 
     def forward(self, batch: "ForwardBatch", kv_cache: "KVCache") -> Tensor:
-        """Logits of the batch's sample_indices, [N, vocab_size] float32. Keys and values of
-        all its tokens are stored in `kv_cache`."""
+        """Logits of the batch's sample_indices, [N, vocab_size] float32, valid until the next
+        call. Keys and values of all its tokens are stored in `kv_cache`."""
         if self._native is not None:
             return self._native.forward(batch, kv_cache)
         rotary = [table.at(batch.positions) for table in self._rotary]

@@ -8,6 +8,7 @@ stay in caches. A multiplication with its addition counts as two FLOPs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -71,11 +72,6 @@ def decode_step_bytes(
     return weight_bytes + kv_token_bytes * (read + sequences)
 
 
-def decode_tps(*, sequences: int, step_bytes: float, read_bytes_per_s: float) -> float:
-    """The most tokens per second of all sequences that the memory's read bandwidth allows."""
-    return sequences * read_bytes_per_s / step_bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Work:
     """What one call must move and compute."""
@@ -116,4 +112,31 @@ def attention_work(
     return Work(
         bytes=sequences * (context_tokens * kv_token_bytes + queries_and_result),
         flops=sequences * 4 * num_heads * head_dim * pairs,
+    )
+
+
+def decode_step_work(
+    shape: DecoderShape,
+    *,
+    weight_bytes: float,
+    kv_token_bytes: float,
+    sequences: int,
+    context_tokens: float,
+    shared_tokens: int = 0,
+) -> Work:
+    """Of one step that decodes a token of each sequence; for the arguments see
+    `decode_step_bytes`. Norms, rotary embedding and activations are left out: below one in a
+    hundred FLOPs."""
+    matrices = [*shape.layer_matrices().values()]
+    weights = shape.num_layers * sum(math.prod(m) for m in matrices) + math.prod(shape.lm_head)
+    attended = 2 * shape.num_layers * shape.num_heads * shape.head_dim * (context_tokens + 1)
+    return Work(
+        bytes=decode_step_bytes(
+            weight_bytes=weight_bytes,
+            kv_token_bytes=kv_token_bytes,
+            sequences=sequences,
+            context_tokens=context_tokens,
+            shared_tokens=shared_tokens,
+        ),
+        flops=2 * sequences * (weights + attended),
     )

@@ -134,6 +134,14 @@ EXPORT double octavo_read_seconds(int isa, octavo_team *team, const uint8_t *dat
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+// FLOPs a second of all threads, at products of inputs of `kind` (gemm.inl, InputKind).
+EXPORT double octavo_multiply_rate(int isa, octavo_team *team, int kind, int64_t rounds) {
+    TURN;
+    const auto begin = std::chrono::steady_clock::now();
+    const double flops = kernels_of(isa)->multiply_through(team->pool, kind, rounds);
+    return flops / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
 // A phase of octavo_forward (decoder.inl), and the seconds spent in it so far. Null behind the last,
 // and for all unless built with OCTAVO_PROFILE.
 EXPORT const char *octavo_phase_name(int isa, int phase) {

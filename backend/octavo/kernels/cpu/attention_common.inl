@@ -127,18 +127,7 @@ OCTAVO_INLINE vf exp2(vf x) {
 #endif
 }
 
-typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));
-
-// What one register holds. Loops that keep many sums use it: GCC 12 puts wider vectors in memory.
-#if defined(__AVX512F__)
-typedef vf native;
-#elif defined(__AVX2__)
-typedef float native __attribute__((vector_size(32)));
-#else
-typedef v4 native;
-#endif
-constexpr int WIDTH = sizeof(native) / sizeof(float);
 
 // LANES numbers of T as floats.
 template <class T>

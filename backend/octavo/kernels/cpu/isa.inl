@@ -19,7 +19,7 @@
 #include "store_kv.inl"
 #include "attention.inl"
 #include "decoder.inl"
-#include "read_through.inl"
+#include "peaks.inl"
 #include "sample.inl"
 
 namespace octavo::OCTAVO_ISA {
@@ -89,6 +89,16 @@ int32_t read_through_op(Pool &pool, const uint8_t *data, int64_t bytes) {
     return all;
 }
 
+double multiply_through_op(Pool &pool, int kind, int64_t rounds) {
+    std::atomic<double> flops{0};
+    pool.run([&](Worker &) {
+        const double own = multiply_through(InputKind(kind), rounds);
+        for (double all = flops; !flops.compare_exchange_weak(all, all + own);) {
+        }
+    });
+    return flops;
+}
+
 const char *phase_name([[maybe_unused]] int phase) {
 #ifdef OCTAVO_PROFILE
     if (phase < PHASES) return PHASE_NAMES[phase];
@@ -110,7 +120,7 @@ double phase_seconds([[maybe_unused]] int phase) {
 constexpr Kernels table = {
     OCTAVO_NAME(OCTAVO_ISA), step_bytes, forward, linear_bytes, linear_op, attention_scratch_bytes,
     attention_op, store_kv_op, add_rms_norm_op, greedy_op, read_through_op,
-    phase_name, phase_seconds,
+    multiply_through_op, phase_name, phase_seconds,
 };
 
 }  // namespace

@@ -23,6 +23,7 @@ struct Kernels {
     void (*greedy)(Pool &, const float *logits, int rows, int64_t vocabulary, int64_t *tokens,
                    uint8_t *are_finite);
     int32_t (*read_through)(Pool &, const uint8_t *data, int64_t bytes);
+    double (*multiply_through)(Pool &, int kind, int64_t rounds);
     const char *(*phase_name)(int phase);
     double (*phase_seconds)(int phase);
 };

@@ -5,9 +5,12 @@ believe them.
 """
 
 import ctypes
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ ISAS = ("amx", "avx512", "avx2", "portable")
 
 _ALIGNMENT = 64
 _HUGE_BYTES = 2**21
+_PEAK_PASSES, _PEAK_S = 5, 0.05
 
 
 _PLAIN = {torch.float32: Format.F32, torch.bfloat16: Format.BF16}
@@ -68,6 +72,7 @@ class Library:
         cores = (ctypes.c_int32 * num_threads)(*cpus) if cpus else None
         self._team = self._c.octavo_team_new(num_threads, cores)
         self._memory = torch.empty(0, dtype=torch.uint8)
+        self._logits = torch.empty(0)
 
     def __del__(self) -> None:
         if getattr(self, "_team", None):
@@ -212,8 +217,13 @@ class Library:
 
     def forward(self, decoder: types.Decoder, batch: types.Batch, sample_indices: Tensor) -> Tensor:
         """One step of a decoder: logits of the tokens `sample_indices` [N], each once, [N, V]
-        float32."""
-        logits = torch.empty(len(sample_indices), decoder.lm_head.outputs)
+        float32, valid until the next call: memory that is new in each step costs a page fault
+        for every 4 KB."""
+        shape = len(sample_indices), decoder.lm_head.outputs
+        num_logits = math.prod(shape)
+        if num_logits > len(self._logits):
+            self._logits = self.buffer(num_logits * 4).view(torch.float32)
+        logits = self._logits[:num_logits].view(shape)
         pointers = ctypes.byref(decoder), ctypes.byref(batch)
         memory = self._c.octavo_step_bytes(self._isa, self._team, *pointers)
         self._c.octavo_forward(
@@ -248,6 +258,20 @@ class Library:
         )
         return float(num_bytes / seconds[repeats // 2])
 
+    def matrix_peak(self, kind: Literal["float32", "bfloat16", "int8"]) -> float:
+        """FLOPs a second of all threads together at the products that inputs of `kind` take, with
+        everything in registers: of some passes the best. A multiply-add is two."""
+        number, rounds = ("float32", "bfloat16", "int8").index(kind), 1
+        while True:
+            begin_s = time.perf_counter()
+            best = max(
+                self._c.octavo_multiply_rate(self._isa, self._team, number, rounds)
+                for _ in range(_PEAK_PASSES)
+            )
+            if time.perf_counter() - begin_s > _PEAK_S:
+                return float(best)
+            rounds *= 4
+
     def phase_seconds(self) -> dict[str, float]:
         """What each phase of `forward` has taken so far, as its first thread saw it. Empty unless
         the library was built with OCTAVO_PROFILE."""
@@ -270,7 +294,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Argument and result types; what is not said here returns an int."""
     p, i, n, f = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-    size, text, seconds = ctypes.c_size_t, ctypes.c_char_p, ctypes.c_double
+    size, text, real = ctypes.c_size_t, ctypes.c_char_p, ctypes.c_double
     for name, result, arguments in (
         ("isa_name", text, (i,)),
         ("size_of", size, (i,)),
@@ -289,9 +313,10 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("greedy", None, (i, p, p, i, n, p, p)),
         ("step_bytes", size, (i, p, p, p)),
         ("forward", None, (i, p, p, p, p, i, p, p)),
-        ("read_seconds", seconds, (i, p, p, n)),
+        ("read_seconds", real, (i, p, p, n)),
+        ("multiply_rate", real, (i, p, i, n)),
         ("phase_name", text, (i, i)),
-        ("phase_seconds", seconds, (i, i)),
+        ("phase_seconds", real, (i, i)),
     ):
         function = getattr(library, f"octavo_{name}")
         function.restype, function.argtypes = result, arguments

@@ -28,6 +28,18 @@ typedef uint16_t vh __attribute__((vector_size(32)));
 typedef int8_t vb __attribute__((vector_size(16)));
 typedef _Float16 vf16 __attribute__((vector_size(32)));
 
+typedef float v4 __attribute__((vector_size(16)));
+
+// What one register holds. Loops that keep many sums use it: GCC 12 puts wider vectors in memory.
+#if defined(__AVX512F__)
+typedef vf native;
+#elif defined(__AVX2__)
+typedef float native __attribute__((vector_size(32)));
+#else
+typedef v4 native;
+#endif
+constexpr int WIDTH = sizeof(native) / sizeof(float);
+
 // Stored types. A bf16 is the upper half of a float.
 struct bf16 {
     uint16_t bits;
