@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -50,10 +50,11 @@ def measure(options: Options) -> Iterator[Line]:
         # Anew for each op: what a shared machine gives changes within minutes.
         bandwidth = read_bytes_per_s(library)
         for case in cases.of(op):
-            if case.kind not in matrix_peaks:
-                matrix_peaks[case.kind] = matrix_flops_per_s(library, case.kind)
+            kind = cast(Kind, case.kind)
+            if kind not in matrix_peaks:
+                matrix_peaks[kind] = matrix_flops_per_s(library, kind)
             elapsed_s, calls = time_of(case, options.min_s)
-            line = _line(case, elapsed_s, calls, bandwidth, matrix_peaks[case.kind])
+            line = _line(case, elapsed_s, calls, bandwidth, matrix_peaks[kind])
             yield {**line, "kernels": "reference" if library is None else library.isa}
 
 
