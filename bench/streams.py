@@ -11,7 +11,9 @@ and output lengths are spread evenly from a quarter to seven quarters of the giv
 
 output_tps = all output tokens / (last token - submission), prefill included.
 The server's side is that many gRPC streams of tritonclient, in a process of its own; tokens that
-gather while a sender rests (sender_duty_cycle in engine.toml) come as one response.
+gather while a sender rests (sender_duty_cycle in engine.toml, here --duty-cycle) come as one
+response. responses_per_token tells how many come alone; cpu_us_per_response the processes' CPU
+time, the model's beyond what the engine in process took for as many tokens.
 """
 
 import argparse
@@ -23,12 +25,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 Requests = list[tuple[list[int], int]]  # prompt token ids, output tokens
-Side = Callable[[Requests], float]  # seconds for all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    seconds: float  # for all requests
+    responses: int = 0  # that streams received
+
+
+Side = Callable[[Requests], Run]
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
@@ -54,7 +67,7 @@ def transformers_side(args: argparse.Namespace) -> Side:
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype).eval()  # type: ignore[no-untyped-call]
     model.generation_config.eos_token_id = None
 
-    def run(requests: Requests) -> float:
+    def run(requests: Requests) -> Run:
         width = max(len(prompt) for prompt, _ in requests)
         ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt, _ in requests])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p, _ in requests])
@@ -64,7 +77,7 @@ def transformers_side(args: argparse.Namespace) -> Side:
             model.generate(
                 ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, pad_token_id=0
             )
-        return time.perf_counter() - began
+        return Run(time.perf_counter() - began)
 
     return run
 
@@ -77,7 +90,7 @@ def engine_side(args: argparse.Namespace) -> Side:
     engine = Engine(make_config(model=args.model, **engine_settings(args)))
     engine.runner.bind_to_thread()
 
-    def run(requests: Requests) -> float:
+    def run(requests: Requests) -> Run:
         params = [
             parse({"temperature": 0, "max_tokens": output, "ignore_eos": True})
             for _, output in requests
@@ -86,7 +99,7 @@ def engine_side(args: argparse.Namespace) -> Side:
         results = engine.generate([prompt for prompt, _ in requests], params)
         elapsed = time.perf_counter() - began
         assert [len(r.token_ids) for r in results] == [output for _, output in requests]
-        return elapsed
+        return Run(elapsed)
 
     return run
 
@@ -98,7 +111,7 @@ def server_side(args: argparse.Namespace) -> Side:
     clients = [grpcclient.InferenceServerClient(args.url) for _ in range(args.concurrency)]
     names = ("text_output", "num_output_tokens")
 
-    def run(requests: Requests) -> float:
+    def run(requests: Requests) -> Run:
         streams = [_Stream() for _ in requests]
         began = time.perf_counter()
         for client, stream, (prompt, output) in zip(clients, streams, requests, strict=True):
@@ -115,7 +128,7 @@ def server_side(args: argparse.Namespace) -> Side:
             client.stop_stream()
         for stream, (_, output) in zip(streams, requests, strict=True):
             assert stream.num_tokens() == output, (stream.errors, stream.num_tokens(), output)
-        return elapsed
+        return Run(elapsed, sum(len(stream.results) for stream in streams))
 
     return run
 
@@ -169,7 +182,7 @@ SIDES: dict[str, Callable[[argparse.Namespace], Side]] = {
 
 
 def work(name: str, args: argparse.Namespace, pipe: Connection) -> None:
-    """A side's process: loads once, then answers each batch of requests with its seconds."""
+    """A side's process: loads once, then answers each batch of requests with its run."""
     side = SIDES[name](args)
     pipe.send("ready")
     while (requests := pipe.recv()) is not None:
@@ -182,6 +195,7 @@ def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "num_threads": args.threads,
         "max_num_seqs": max(args.concurrency, 32),
+        "sender_duty_cycle": args.duty_cycle,
     }
 
 
@@ -203,33 +217,73 @@ def start_server(args: argparse.Namespace) -> Any:
     return server
 
 
-def measure(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Output tokens per second of each side, one number a round."""
+@dataclass(slots=True)
+class Measured:
+    """Of one side, a number for each round."""
+
+    output_tps: list[float] = field(default_factory=list)
+    responses_per_token: list[float] = field(default_factory=list)
+    cpu_s: dict[str, list[float]] = field(default_factory=dict)  # by process
+
+
+def measure(args: argparse.Namespace) -> dict[str, Measured]:
     vocab_size = json.loads((args.model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     server = start_server(args) if "server" in args.sides else None
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
+    processes: dict[str, dict[str, psutil.Process]] = {}  # what works for a side, by name
     try:
         for name in args.sides:
             pipes[name], theirs = context.Pipe()
-            context.Process(target=work, args=(name, args, theirs), daemon=True).start()
+            worker = context.Process(target=work, args=(name, args, theirs), daemon=True)
+            worker.start()
             pipes[name].recv()
-        rates: dict[str, list[float]] = {name: [] for name in args.sides}
+            processes[name] = {"client" if name == "server" else name: psutil.Process(worker.pid)}
+        if server is not None:
+            processes["server"] |= server_processes(psutil.Process(server.pid))
+        found = {name: Measured() for name in args.sides}
         for number in range(-1, args.rounds):  # round −1 warms up
             requests = make_requests(args, vocab_size, number)
             tokens = sum(output for _, output in requests)
             for name, pipe in pipes.items():
+                before = {own: cpu_s(process) for own, process in processes[name].items()}
                 pipe.send(requests)
-                rate = tokens / pipe.recv()
+                run: Run = pipe.recv()
+                rate, own = tokens / run.seconds, found[name]
                 print(f"round {number}: {name} {rate:.1f} tok/s", file=sys.stderr, flush=True)
-                if number >= 0:
-                    rates[name].append(rate)
-        return rates
+                if number < 0:
+                    continue
+                own.output_tps.append(rate)
+                if run.responses:
+                    own.responses_per_token.append(run.responses / tokens)
+                for part, process in processes[name].items():
+                    own.cpu_s.setdefault(part, []).append(cpu_s(process) - before[part])
+        return found
     finally:
         for pipe in pipes.values():
             pipe.send(None)
         if server is not None:
             server.stop()
+
+
+def server_processes(server: psutil.Process) -> dict[str, psutil.Process]:
+    """The server and the process of the model that has the engine: the one that has computed."""
+    stubs = [each for each in server.children(recursive=True) if "stub" in each.name()]
+    return {"tritonserver": server, "model": max(stubs, key=cpu_s)}
+
+
+def cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def cpu_us_per_response(found: dict[str, Measured], tokens: int) -> dict[str, float]:
+    """What serving adds to the engine's own time, by process, medians."""
+    own = found["server"]
+    responses = statistics.median(own.responses_per_token) * tokens
+    spent = {name: statistics.median(values) for name, values in own.cpu_s.items()}
+    spent["model"] -= statistics.median(found["engine"].cpu_s["engine"])
+    return {name: round(1e6 * seconds / responses, 1) for name, seconds in spent.items()}
 
 
 def main() -> None:
@@ -244,11 +298,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--duty-cycle", type=float, default=0.15)
     parser.add_argument("--contract", default="batched", choices=("batched", "vllm"))
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     args = parser.parse_args()
-    rates = measure(args)
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+    found = measure(args)
+    medians = {name: statistics.median(own.output_tps) for name, own in found.items()}
     ratios = {
         f"server/{name}": medians["server"] / medians[name]
         for name in ("transformers", "engine")
@@ -256,19 +311,22 @@ def main() -> None:
     }
     facts = {
         key: getattr(args, key)
-        for key in ("concurrency", "prompt", "output", "mixed", "threads", "dtype")
+        for key in ("concurrency", "prompt", "output", "mixed", "threads", "dtype", "duty_cycle")
     }
-    print(
-        json.dumps(
-            {
-                "model": args.model.name,
-                **facts,
-                "output_tps": medians,
-                "rounds": rates,
-                "ratios": ratios,
-            }
-        )
-    )
+    result = {
+        "model": args.model.name,
+        **facts,
+        "output_tps": medians,
+        "rounds": {name: own.output_tps for name, own in found.items()},
+        "ratios": ratios,
+    }
+    if "server" in found:
+        share = statistics.median(found["server"].responses_per_token)
+        result["responses_per_token"] = round(share, 3)
+    if "server" in found and "engine" in found:
+        tokens = sum(output for _, output in make_requests(args, 10**4, 0))
+        result["cpu_us_per_response"] = cpu_us_per_response(found, tokens)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ _KERNELS_HELP = "\n\n".join(
         "Speed of each kernel in each shape and format, and its share of the machine's peak.",
         "Weights and KV memory are rotated over 256 MiB, so that they come from memory as in a "
         "step of the engine. The peak is measured in the same run: read bandwidth where memory "
-        "is the limit, products of large matrices where computing is.",
+        "is the limit, products in registers where computing is.",
         "Try: octavo bench kernels --ops linear --model my-llama",
     )
 )
