@@ -195,6 +195,40 @@ def test_groups_of_heads(library: Library, heads: int, kv_heads: int, dtype: tor
 
 
 @DTYPES
+@pytest.mark.parametrize(("heads", "window"), [(1, None), (3, None), (4, 50)])
+@pytest.mark.parametrize("dim", [22, 64, 80, 128])
+def test_numbers_of_rows(
+    library: Library, dim: int, heads: int, window: int | None, dtype: torch.dtype
+) -> None:
+    """Few rows, and blocks of them that are just full or just not; from the context's start and
+    behind it."""
+    tokens = [*range(2, 41, 3), 63, 64, 65, 86]
+    batch = [(count, count + context) for count in tokens for context in (0, 121)]
+    check(library, Case(batch, heads, 1, dim, 16, dtype, window=window))
+
+
+@DTYPES
+@pytest.mark.parametrize("dim", [33, 96])
+def test_a_row_does_not_depend_on_others(library: Library, dim: int, dtype: torch.dtype) -> None:
+    """Token by token the same bits, however a prompt is cut."""
+    case = Case([(150, 290)], 4, 2, dim, 16, dtype)
+    for query_type in TOLERANCES:
+        inputs = make_inputs(case)
+        query = inputs.query.to(query_type)
+        whole = attend(library, case, replace(inputs, query=query))
+        begin = 0
+        for count in (2, 3, 16, 17, 44, 66, 2):
+            part = replace(
+                inputs, query=query[begin : begin + count].clone(),
+                query_start=torch.tensor([0, count]),
+                context_lens=torch.tensor([140 + begin + count]),
+            )  # fmt: skip
+            assert torch.equal(attend(library, case, part), whole[begin : begin + count]), begin
+            begin += count
+        assert begin == 150
+
+
+@DTYPES
 @pytest.mark.parametrize("block_size", [1, 3, 7, 64, 1000])
 def test_block_sizes(library: Library, block_size: int, dtype: torch.dtype) -> None:
     check(library, Case([(1, 290), (20, 150)], 4, 2, 24, block_size, dtype))

@@ -60,6 +60,21 @@ def test_row_counts(library: Library, kind: object, rows: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("rows", [255, 256, 257, 520])
+def test_many_rows(library: Library, kind: object, rows: int) -> None:
+    """More rows, panels and inputs than are taken together; any of the rows give the same bits."""
+    out, width = (1040, 1152) if rows == 520 else (40, 640)
+    weight = make_weight(kind, out, width, seed=rows)
+    dtype = weight.dtype if isinstance(weight, Tensor) else torch.bfloat16
+    packed = library.pack(weight, dtype)
+    x = normal(rows, width, seed=rows + 1).to(dtype).float()
+    got = library.linear(x, packed)
+    torch.testing.assert_close(got, expected(x, weight, None), rtol=1e-4, atol=1e-4)
+    for begin, end in [(0, 5), (3, 20), (15, 48), (100, 201), (rows - 7, rows)]:
+        assert torch.equal(library.linear(x[begin:end], packed), got[begin:end]), (begin, end)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_random_shapes(library: Library, kind: object) -> None:
     shapes = random.Random(str(kind))
     unit = kind[1] or 1 if isinstance(kind, tuple) else 1

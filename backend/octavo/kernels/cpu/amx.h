@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vec.h"
+
 namespace octavo::OCTAVO_ISA {
 
 // Tiles 0 to 3 are sums, 4 and 5 rows of activations, 6 and 7 weights.
@@ -17,21 +19,28 @@ struct TileShape {
 
 struct EmulatedTiles {
     alignas(64) uint8_t data[8][16][64];
-    int rows[8], row_bytes[8];
+    int rows[8], row_bytes[8];  // 0: not configured
 };
 inline thread_local EmulatedTiles tiles;
 
+// The processor faults, too.
+inline void expect(bool is_allowed) {
+    if (!is_allowed) __builtin_trap();
+}
+
 inline void configure_tiles(TileShape shape) {
+    memset(&tiles, 0, sizeof tiles);
     for (int t = 0; t < 8; t++) {
         tiles.rows[t] = t >= 6 ? shape.input_bytes / 4 : 16;
         tiles.row_bytes[t] = t == 4 || t == 5 ? shape.input_bytes : 64;
     }
 }
 
-inline void release_tiles() {}
+inline void release_tiles() { memset(&tiles, 0, sizeof tiles); }
 
 template <int T>
 inline void zero_tile() {
+    expect(tiles.rows[T] > 0);
     memset(tiles.data[T], 0, sizeof tiles.data[T]);
 }
 
@@ -43,45 +52,52 @@ inline void load_tile(const void *p, int64_t stride) {
 }
 
 template <int T>
+inline void stream_tile(const void *p, int64_t stride) {
+    load_tile<T>(p, stride);
+}
+
+template <int T>
 inline void store_tile(void *p, int64_t stride) {
+    expect(tiles.rows[T] > 0);
     for (int r = 0; r < tiles.rows[T]; r++)
         memcpy(static_cast<uint8_t *>(p) + r * stride, tiles.data[T][r], tiles.row_bytes[T]);
 }
 
-inline float emulated_bf16(const uint8_t *p) {
-    uint16_t half;
-    memcpy(&half, p, 2);
-    uint32_t bits = uint32_t(half) << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
+template <int C, int A, int B>
+inline void expect_product() {
+    expect(tiles.rows[C] > 0 && tiles.rows[C] == tiles.rows[A] &&
+           tiles.row_bytes[C] == tiles.row_bytes[B] && tiles.row_bytes[A] == 4 * tiles.rows[B]);
 }
 
+// Sums of a tile's own products, of even and of odd inputs, come before what was there.
 template <int C, int A, int B>
 inline void multiply_bf16() {
-    for (int m = 0; m < 16; m++)
-        for (int n = 0; n < 16; n++) {
-            float sum;
-            memcpy(&sum, tiles.data[C][m] + 4 * n, 4);
-            for (int k = 0; k < tiles.rows[B]; k++) {
-                const uint8_t *a = tiles.data[A][m] + 4 * k, *b = tiles.data[B][k] + 4 * n;
-                sum += emulated_bf16(a) * emulated_bf16(b);
-                sum += emulated_bf16(a + 2) * emulated_bf16(b + 2);
-            }
-            memcpy(tiles.data[C][m] + 4 * n, &sum, 4);
+    expect_product<C, A, B>();
+    for (int m = 0; m < 16; m++) {
+        vf even = {}, odd = {};
+        for (int k = 0; k < tiles.rows[B]; k++) {
+            const vu a = load_as<uint32_t>(tiles.data[A][m] + 4 * k) - vu{};
+            const vu b = load_as<vu>(tiles.data[B][k]);
+            even += (vf)(a << 16) * (vf)(b << 16);
+            odd += (vf)(a & 0xffff0000) * (vf)(b & 0xffff0000);
         }
+        uint8_t *c = tiles.data[C][m];
+        store_as(c, load_as<vf>(c) + (even + odd));
+    }
 }
 
 template <int C, int A, int B>
 inline void multiply_u8s8() {
-    for (int m = 0; m < 16; m++)
-        for (int n = 0; n < 16; n++) {
-            int32_t sum;
-            memcpy(&sum, tiles.data[C][m] + 4 * n, 4);
-            for (int k = 0; k < 4 * tiles.rows[B]; k++)
-                sum += int32_t(tiles.data[A][m][k]) * int8_t(tiles.data[B][k / 4][4 * n + k % 4]);
-            memcpy(tiles.data[C][m] + 4 * n, &sum, 4);
+    expect_product<C, A, B>();
+    for (int m = 0; m < 16; m++) {
+        vi sum = load_as<vi>(tiles.data[C][m]);
+        for (int k = 0; k < tiles.rows[B]; k++) {
+            const vi b = load_as<vi>(tiles.data[B][k]);
+            for (int i = 0; i < 4; i++)
+                sum += int32_t(tiles.data[A][m][4 * k + i]) * (b << (24 - 8 * i) >> 24);
         }
+        store_as(tiles.data[C][m], sum);
+    }
 }
 
 #else
@@ -110,6 +126,12 @@ inline void zero_tile() {
 template <int T>
 inline void load_tile(const void *p, int64_t stride) {
     asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
+}
+
+// What is not soon read again: it leaves the first cache to others.
+template <int T>
+inline void stream_tile(const void *p, int64_t stride) {
+    asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
 }
 
 template <int T>

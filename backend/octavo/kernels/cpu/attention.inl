@@ -151,11 +151,16 @@ void attend(Worker &worker, const Plan &plan, const float *query, int64_t query_
     const int width = plan.heads * plan.kv.head_dim;  // numbers of one key-value head in a row
     Memory memory(plan, uintptr_t(scratch), worker.id, worker.count);
     bool has_parts = false;
+    [[maybe_unused]] bool has_tiles = false;
     memory.starts[0] = 0;
     for (int seq = 0; seq < seqs; seq++) {
         memory.starts[seq + 1] = memory.starts[seq] + plan.num_items(seq);
         has_parts |= plan.has_parts(seq);
+        has_tiles |= PAIRS && plan.tokens(seq) > 1;
     }
+#ifdef OCTAVO_AMX
+    if (has_tiles) configure_tiles({64});
+#endif
     auto part = [&](int64_t item, int group) {
         return memory.parts + (item * groups + group) * plan.part_size();
     };
@@ -180,6 +185,9 @@ void attend(Worker &worker, const Plan &plan, const float *query, int64_t query_
                 run_tile<T, PAIRS>(plan, seq, own, group, q, query_stride, to, out_stride, memory.work);
         });
     }
+#ifdef OCTAVO_AMX
+    if (has_tiles) release_tiles();
+#endif
     if (!has_parts) return;
     worker.tasks(seqs * groups, [&](int task) {
         const int seq = task / groups, group = task % groups;

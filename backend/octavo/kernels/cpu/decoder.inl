@@ -15,6 +15,12 @@ struct Parts {
     }
 };
 
+// From one row of s.attended to the next. What is quantized by row is kept in floats until the row
+// is whole.
+OCTAVO_INLINE int64_t attended_bytes(const Matrix &m) {
+    return input_kind(m.format) == InputKind::int8 ? m.padded_inputs * 4 : row_bytes(m);
+}
+
 struct StepMemory {
     float *residual, *added, *wide;  // [T, hidden], [T, hidden], [T, widest output]
     uint8_t *inputs, *attended;      // rows for the next matrix; [T, H · D] or its rows
@@ -26,11 +32,8 @@ struct StepMemory {
         const size_t rows = b.num_tokens;
         size_t widest = d.hidden, input_row = 0, attended_row = 0, scratch = 0;
         const auto takes = [&](const Matrix &m) {
-            const size_t bytes = m.padded_inputs * input_bytes(m.format);
-            input_row = std::max(input_row, bytes);
-            // What is quantized by row is kept in floats until the row is whole.
-            const bool is_int8 = input_kind(m.format) == InputKind::int8;
-            attended_row = std::max(attended_row, is_int8 ? 4 * bytes : bytes);
+            input_row = std::max<size_t>(input_row, row_bytes(m));
+            attended_row = std::max<size_t>(attended_row, attended_bytes(m));
         };
         for (int i = 0; i < d.num_layers; i++) {
             const DecoderLayer &layer = d.layers[i];
@@ -82,13 +85,13 @@ struct Step {
     StepMemory s;
 
     Inputs inputs_of(const Matrix &m, const uint8_t *rows, int count) const {
-        return {rows, int64_t(m.padded_inputs * input_bytes(m.format)), s.input_scales, count};
+        return {rows, row_bytes(m), s.input_scales, count};
     }
 
     // Rows of floats into rows for m, at s.inputs. f(row, buffer) gives a row's floats.
     template <class F>
     void prepare(const Matrix &m, int count, F &&f) {
-        const int64_t bytes = m.padded_inputs * input_bytes(m.format);
+        const int64_t bytes = row_bytes(m);
         w.tasks(count, [&](int row) {
             prepare_row(m.format, f(row), m.inputs, m.padded_inputs, s.inputs + row * bytes,
                         s.input_scales + row);
@@ -160,18 +163,21 @@ struct Step {
     void attend(const DecoderLayer &layer) {
         const Matrix &m = layer.output;
         const InputKind kind = input_kind(m.format);
+        const int64_t bytes = attended_bytes(m);
         if (kind == InputKind::activation) {
             clear_padding<Activation>(m);
             paged_attention(w, layer.attention, layer.kv, b, s.wide, s.wide_stride,
-                            reinterpret_cast<Activation *>(s.attended), m.padded_inputs, s.scratch);
+                            reinterpret_cast<Activation *>(s.attended), bytes / sizeof(Activation),
+                            s.scratch);
         } else {
             clear_padding<float>(m);
             paged_attention(w, layer.attention, layer.kv, b, s.wide, s.wide_stride,
-                            reinterpret_cast<float *>(s.attended), m.padded_inputs, s.scratch);
+                            reinterpret_cast<float *>(s.attended), bytes / sizeof(float),
+                            s.scratch);
         }
         if (kind == InputKind::int8) {
             prepare(m, b.num_tokens, [&](int row) {
-                return reinterpret_cast<float *>(s.attended) + int64_t(row) * m.padded_inputs;
+                return reinterpret_cast<float *>(s.attended + row * bytes);
             });
         }
     }
@@ -181,25 +187,27 @@ struct Step {
     void clear_padding(const Matrix &m) {
         if (m.padded_inputs == m.inputs || w.id != 0) return;
         for (int row = 0; row < b.num_tokens; row++)
-            memset(reinterpret_cast<T *>(s.attended) + int64_t(row) * m.padded_inputs + m.inputs, 0,
+            memset(s.attended + row * attended_bytes(m) + m.inputs * sizeof(T), 0,
                    (m.padded_inputs - m.inputs) * sizeof(T));
     }
 
     void gate(const DecoderLayer &layer) {
         const Matrix &m = layer.gate_up, &next = layer.down;
+        const int64_t bytes = attended_bytes(next);
         const Inputs in = inputs_of(m, s.inputs, b.num_tokens);
         const Gate kind = Gate(layer.gate);
         if (input_kind(next.format) == InputKind::activation) {
             clear_padding<Activation>(next);
             gated_linear(w, m, kind, in, reinterpret_cast<Activation *>(s.attended),
-                         next.padded_inputs);
+                         bytes / sizeof(Activation));
         } else {
             clear_padding<float>(next);
-            gated_linear(w, m, kind, in, reinterpret_cast<float *>(s.attended), next.padded_inputs);
+            gated_linear(w, m, kind, in, reinterpret_cast<float *>(s.attended),
+                         bytes / sizeof(float));
         }
         if (input_kind(next.format) == InputKind::int8) {
             prepare(next, b.num_tokens, [&](int row) {
-                return reinterpret_cast<float *>(s.attended) + int64_t(row) * next.padded_inputs;
+                return reinterpret_cast<float *>(s.attended + row * bytes);
             });
         }
     }

@@ -28,7 +28,7 @@ template <> struct KernelOf<Format::w4a8> { typedef Generic<GenericW4A8> type; }
 // Rows of activations as a format takes them, padded to Matrix.padded_inputs.
 struct Inputs {
     const uint8_t *rows;
-    int64_t row_bytes;
+    int64_t row_bytes;  // from one row to the next
     const float *scales;  // of each row, for the formats that quantize activations
     int count;
 };
@@ -52,6 +52,12 @@ OCTAVO_INLINE size_t input_bytes(Format format) {
         case InputKind::activation: return sizeof(Activation);
         default: return 1;
     }
+}
+
+// An odd number of cache lines: with a power of two all rows of a tile would share one or two sets
+// of the first cache.
+OCTAVO_INLINE int64_t row_bytes(const Matrix &m) {
+    return (m.padded_inputs * input_bytes(m.format) / 64 | 1) * 64;
 }
 
 // One row to int8 by its largest number; stored + 128, as dot products want it unsigned. Returns
@@ -182,7 +188,8 @@ namespace octavo::OCTAVO_ISA {
 template <class Epilogue>
 void multiply(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
 #ifdef OCTAVO_AMX
-    if (in.count >= AMX_LEAST_ROWS && input_kind(m.format) != InputKind::f32) return amx_multiply(w, m, in, f);
+    if (in.count >= AMX_LEAST_ROWS && input_kind(m.format) != InputKind::f32)
+        return amx_multiply(w, m, in, f);
 #endif
     switch (m.format) {
         case Format::f32: return multiply_as<Format::f32>(w, m, in, f);

@@ -29,12 +29,12 @@ namespace {
 size_t padded_rows(int count) { return (count + 15) / 16 * 16; }
 
 size_t linear_bytes(const Matrix &m, int count) {
-    return padded_rows(count) * (m.padded_inputs * input_bytes(m.format) + sizeof(float));
+    return padded_rows(count) * (row_bytes(m) + sizeof(float));
 }
 
 void linear_op(Pool &pool, const Matrix &m, const float *x, int count, float *out,
                uint8_t *memory) {
-    const int64_t bytes = m.padded_inputs * input_bytes(m.format);
+    const int64_t bytes = row_bytes(m);
     float *scales = reinterpret_cast<float *>(memory + padded_rows(count) * bytes);
     pool.run([&](Worker &w) {
         w.tasks(count, [&](int row) {

@@ -20,8 +20,8 @@ bool has_tiles() {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25;
     if ((d & bf16) == 0 || (d & tile) == 0 || (d & int8) == 0) return false;
-    // Linux lends the tiles' registers to a process that asks (arch_prctl, ARCH_REQ_XCOMP_PERM),
-    // before its threads start.
+    // Linux lends the tiles' registers to a process, all its threads, that asks (arch_prctl,
+    // ARCH_REQ_XCOMP_PERM).
     constexpr int request = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request, tile_data) == 0;
 }

@@ -24,8 +24,7 @@ constexpr int SUMS = 12;  // independent ones: they hide an addition's latency, 
 template <class Sum, class F>
 OCTAVO_INLINE void multiply_in_registers(int64_t rounds, F &&f) {
     Sum sums[SUMS] = {};
-#pragma GCC unroll 12
-    for (int i = 0; i < SUMS; i++) asm volatile("" : "+x"(sums[i]));  // or it would see them equal
+    for (Sum &sum : sums) asm volatile("" : "+x"(sum));  // or GCC would compute one for all
     for (int64_t round = 0; round < rounds; round++)
 #pragma GCC unroll 12
         for (int i = 0; i < SUMS; i++) sums[i] = f(sums[i]);
