@@ -214,23 +214,29 @@ class Cases:
 
     def _sample(self) -> Iterator[Case]:
         vocabulary = self.shape.vocab_size
-        for kind, temperature, top_p in (("greedy", 0.0, 1.0), ("top_p", 1.0, 0.9)):
+        operators = kernels if self.library is None else self.library
+        for kind, top_k, top_p in (
+            ("greedy", 0, 1.0),
+            ("temperature", 0, 1.0),
+            ("top_p", 0, 0.9),
+            ("top_k, top_p", 50, 0.9),
+        ):
             for rows in SAMPLED_ROWS:
                 copy_bytes = 4 * rows * vocabulary
-                params = (
-                    torch.full((rows,), temperature),
-                    torch.zeros(rows, dtype=torch.int64),
+                params: tuple[Tensor, ...] = (
+                    torch.ones(rows),
+                    torch.full((rows,), top_k),
                     torch.full((rows,), top_p),
                     torch.zeros(rows),
                     torch.full((rows,), 0.5, dtype=torch.float64),
                 )
-                inputs: list[tuple[Tensor, ...]] = [
+                act: Callable[..., object] = operators.sample
+                if kind == "greedy":
+                    act, params = operators.greedy, ()
+                inputs = [
                     (torch.randn(rows, vocabulary), *params)
                     for _ in range(self._copies(copy_bytes))
                 ]
-                act: Callable[..., object] = kernels.sample
-                if self.library is not None and kind == "greedy":
-                    act, inputs = self.library.greedy, [(logits,) for logits, *_ in inputs]
                 yield Case(
                     "sample", f"{kind} {rows}x{vocabulary}", "float32",
                     Work(copy_bytes, rows * vocabulary), act, inputs, copy_bytes, "float32",

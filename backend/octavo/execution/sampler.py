@@ -41,7 +41,8 @@ class Sampler:
 
     def __init__(self, library: Library | None = None) -> None:
         """library: what computes; the reference operators without."""
-        self._greedy = kernels.greedy if library is None else library.greedy
+        operators = kernels if library is None else library
+        self._greedy, self._draw = operators.greedy, operators.sample
         self._wishes = _Wishes.of([])
 
     def sample_plan(self, plan: StepPlan, logits: Tensor) -> SampledTokens:
@@ -72,10 +73,11 @@ class Sampler:
         raw = logits[wishes.reporting] if wishes.reporting else None
         chosen, is_finite = self._greedy(logits)
         faults = [None if finite else NOT_FINITE for finite in is_finite.tolist()]
-        if wishes.adjusting and _adjust(wishes, logits, faults):
-            chosen, _ = self._greedy(logits)
+        adjusted = bool(wishes.adjusting) and _adjust(wishes, logits, faults)
         if wishes.drawing is not None:
-            chosen = wishes.drawing.draw(sequences, logits)
+            chosen = self._draw(logits, *wishes.drawing.arguments(sequences))
+        elif adjusted:
+            chosen, _ = self._greedy(logits)
         token_ids = chosen.tolist()
         logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
         if raw is not None:
@@ -108,10 +110,10 @@ class _Drawing:
             np.array([(p.seed or 0) % 2**64 for p in params], dtype=np.uint64),
         )
 
-    def draw(self, sequences: Rows[Sequence], logits: Tensor) -> Tensor:
+    def arguments(self, sequences: Rows[Sequence]) -> tuple[Tensor, ...]:
         indices = np.array([s.num_output_tokens for s in sequences], dtype=np.uint64)
         uniform = torch.from_numpy(uniform_numbers(self.seeds, indices))
-        return kernels.sample(logits, self.temperature, self.top_k, self.top_p, self.min_p, uniform)
+        return self.temperature, self.top_k, self.top_p, self.min_p, uniform
 
 
 @dataclass(frozen=True, slots=True)

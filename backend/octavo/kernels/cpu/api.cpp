@@ -45,8 +45,8 @@ EXPORT const char *octavo_isa_name(int isa) {
 
 // The size of structure `index`, in the order of types.py; 0 behind the last.
 EXPORT size_t octavo_size_of(int index) {
-    const size_t sizes[] = {sizeof(KVLayer),   sizeof(Batch),        sizeof(Matrix),  sizeof(Packed),
-                            sizeof(Attention), sizeof(DecoderLayer), sizeof(Decoder)};
+    const size_t sizes[] = {sizeof(KVLayer),   sizeof(Batch),    sizeof(Matrix),       sizeof(Packed),
+                            sizeof(Attention), sizeof(Sampling), sizeof(DecoderLayer), sizeof(Decoder)};
     return index < int(sizeof sizes / sizeof *sizes) ? sizes[index] : 0;
 }
 
@@ -112,6 +112,16 @@ EXPORT void octavo_greedy(int isa, octavo_team *team, const float *logits, int r
                    int64_t *tokens, uint8_t *are_finite) {
     TURN;
     kernels_of(isa)->greedy(team->pool, logits, rows, vocabulary, tokens, are_finite);
+}
+
+EXPORT size_t octavo_sample_bytes(int isa, octavo_team *team, int64_t vocabulary) {
+    return kernels_of(isa)->sample_bytes(vocabulary, team->pool.num_threads());
+}
+
+EXPORT void octavo_sample(int isa, octavo_team *team, const float *logits, int rows, int64_t vocabulary,
+                   const Sampling *sampling, int64_t *tokens, uint8_t *memory) {
+    TURN;
+    kernels_of(isa)->sample(team->pool, logits, rows, vocabulary, *sampling, tokens, memory);
 }
 
 EXPORT size_t octavo_step_bytes(int isa, octavo_team *team, const Decoder *d, const Batch *b) {

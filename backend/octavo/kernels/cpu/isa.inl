@@ -1,5 +1,6 @@
 // One unit of an instruction set: everything of it, and its table.
 #include <algorithm>
+#include <cfloat>
 #include <chrono>
 #include <type_traits>
 
@@ -83,6 +84,11 @@ void greedy_op(Pool &pool, const float *logits, int rows, int64_t vocabulary, in
     pool.run([&](Worker &w) { greedy(w, logits, rows, vocabulary, tokens, are_finite); });
 }
 
+void sample_op(Pool &pool, const float *logits, int rows, int64_t vocabulary,
+               const Sampling &sampling, int64_t *tokens, uint8_t *memory) {
+    pool.run([&](Worker &w) { sample(w, logits, rows, vocabulary, sampling, tokens, memory); });
+}
+
 int32_t read_through_op(Pool &pool, const uint8_t *data, int64_t bytes) {
     std::atomic<int32_t> all{0};
     pool.run([&](Worker &w) { all ^= read_through(w, data, bytes); });
@@ -119,8 +125,8 @@ double phase_seconds([[maybe_unused]] int phase) {
 
 constexpr Kernels table = {
     OCTAVO_NAME(OCTAVO_ISA), step_bytes, forward, linear_bytes, linear_op, attention_scratch_bytes,
-    attention_op, store_kv_op, add_rms_norm_op, greedy_op, read_through_op,
-    multiply_through_op, phase_name, phase_seconds,
+    attention_op, store_kv_op, add_rms_norm_op, greedy_op, sample_bytes, sample_op,
+    read_through_op, multiply_through_op, phase_name, phase_seconds,
 };
 
 }  // namespace

@@ -22,6 +22,9 @@ struct Kernels {
                          int width, float eps, float *out);
     void (*greedy)(Pool &, const float *logits, int rows, int64_t vocabulary, int64_t *tokens,
                    uint8_t *are_finite);
+    size_t (*sample_bytes)(int64_t vocabulary, int num_threads);
+    void (*sample)(Pool &, const float *logits, int rows, int64_t vocabulary, const Sampling &,
+                   int64_t *tokens, uint8_t *memory);
     int32_t (*read_through)(Pool &, const uint8_t *data, int64_t bytes);
     double (*multiply_through)(Pool &, int kind, int64_t rounds);
     const char *(*phase_name)(int phase);

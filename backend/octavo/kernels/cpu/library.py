@@ -215,6 +215,38 @@ class Library:
         )  # fmt: skip
         return tokens, are_finite
 
+    def sample(
+        self,
+        logits: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        min_p: Tensor,
+        uniform: Tensor,
+    ) -> Tensor:
+        """logits [S, V] float32 → one token for each row [S] int64; see kernels.reference.sample.
+        Of a row that is not finite it is any."""
+        assert logits.is_contiguous() and logits.dtype is torch.float32
+        rows, vocabulary = logits.shape
+        for name, tensor, dtype in (
+            ("temperature", temperature, torch.float32), ("top_k", top_k, torch.int64),
+            ("top_p", top_p, torch.float32), ("min_p", min_p, torch.float32),
+            ("uniform", uniform, torch.float64),
+        ):  # fmt: skip
+            assert tensor.shape == (rows,) and tensor.is_contiguous(), (name, tensor.shape)
+            assert tensor.dtype is dtype, (name, tensor.dtype)
+        sampling = types.Sampling(
+            temperature=temperature.data_ptr(), top_k=top_k.data_ptr(), top_p=top_p.data_ptr(),
+            min_p=min_p.data_ptr(), uniform=uniform.data_ptr(),
+        )  # fmt: skip
+        tokens = torch.empty(rows, dtype=torch.int64)
+        memory = self._c.octavo_sample_bytes(self._isa, self._team, vocabulary)
+        self._c.octavo_sample(
+            self._isa, self._team, logits.data_ptr(), rows, vocabulary, ctypes.byref(sampling),
+            tokens.data_ptr(), self.memory(memory),
+        )  # fmt: skip
+        return tokens
+
     def forward(self, decoder: types.Decoder, batch: types.Batch, sample_indices: Tensor) -> Tensor:
         """One step of a decoder: logits of the tokens `sample_indices` [N], each once, [N, V]
         float32, valid until the next call: memory that is new in each step costs a page fault
@@ -311,6 +343,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("store_kv", None, (i, p, p, p, i, p, p)),
         ("add_rms_norm", None, (i, p, p, p, p, i, i, f, p)),
         ("greedy", None, (i, p, p, i, n, p, p)),
+        ("sample_bytes", size, (i, p, n)),
+        ("sample", None, (i, p, p, i, n, p, p, p)),
         ("step_bytes", size, (i, p, p, p)),
         ("forward", None, (i, p, p, p, p, i, p, p)),
         ("read_seconds", real, (i, p, p, n)),

@@ -70,4 +70,12 @@ struct Attention {
     int32_t exact;  // 1: float32 throughout, where 0 rounds queries and probabilities to bf16
 };
 
+// How each row of logits is drawn from; see kernels.reference.sample.
+struct Sampling {
+    const float *temperature;
+    const int64_t *top_k;
+    const float *top_p, *min_p;
+    const double *uniform;
+};
+
 }  // namespace octavo

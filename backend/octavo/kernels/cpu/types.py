@@ -90,6 +90,16 @@ class Attention(ctypes.Structure):
     ]
 
 
+class Sampling(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("temperature", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+        ("uniform", c_void_p),
+    ]
+
+
 class DecoderLayer(ctypes.Structure):
     _fields_: ClassVar = [
         ("qkv", Matrix),
@@ -127,4 +137,4 @@ class Decoder(ctypes.Structure):
 
 # Of each structure its size in C, which `load` compares: a field added on one side only would
 # otherwise be read as another.
-STRUCTURES = (KVLayer, Batch, Matrix, Packed, Attention, DecoderLayer, Decoder)
+STRUCTURES = (KVLayer, Batch, Matrix, Packed, Attention, Sampling, DecoderLayer, Decoder)

@@ -60,13 +60,11 @@ OCTAVO_INLINE void store_as(void *p, V v) {
 
 OCTAVO_INLINE vf splat(float x) { return x - vf{}; }
 
+OCTAVO_INLINE uint32_t to_bits(float x) { return load_as<uint32_t>(&x); }
+OCTAVO_INLINE float from_bits(uint32_t bits) { return load_as<float>(&bits); }
+
 OCTAVO_INLINE float to_float(float x) { return x; }
-OCTAVO_INLINE float to_float(bf16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
+OCTAVO_INLINE float to_float(bf16 x) { return from_bits(uint32_t(x.bits) << 16); }
 OCTAVO_INLINE float to_float(f16 x) { return float(x); }
 OCTAVO_INLINE float to_float(int8_t x) { return float(x); }
 
@@ -133,6 +131,22 @@ OCTAVO_INLINE vi greater(vf a, vf b) { return a > b; }
 OCTAVO_INLINE vi is_nan(vf a) { return a != a; }
 #endif
 
+// A bit for each lane of a mask.
+#if defined(__AVX512F__)
+OCTAVO_INLINE uint32_t lanes(vi mask) { return _mm512_movepi32_mask((__m512i)mask); }
+#elif defined(__AVX2__)
+OCTAVO_INLINE uint32_t lanes(vi mask) {
+    Halves h = halves((vf)mask);
+    return _mm256_movemask_ps(h.low) | _mm256_movemask_ps(h.high) << 8;
+}
+#else
+OCTAVO_INLINE uint32_t lanes(vi mask) {
+    uint32_t bits = 0;
+    for (int l = 0; l < LANES; l++) bits |= (mask[l] & 1u) << l;
+    return bits;
+}
+#endif
+
 // Rounded to nearest even; what is not a number stays so.
 OCTAVO_INLINE vh narrow(vf x) {
     vu bits = (vu)x;
@@ -180,6 +194,14 @@ OCTAVO_INLINE void store(T *p, vf x, int n) {
     memcpy(p, part, n * sizeof(T));
 }
 
+// The same of floats, with `rest` in place of the others.
+OCTAVO_INLINE vf load_or(const float *p, int n, float rest) {
+    if (n >= LANES) return load(p);
+    alignas(64) float part[LANES];
+    for (int l = 0; l < LANES; l++) part[l] = l < n ? p[l] : rest;
+    return load(part);
+}
+
 OCTAVO_INLINE vf select(vi mask, vf yes, vf no) {
     return (vf)((mask & (vi)yes) | (~mask & (vi)no));
 }
@@ -213,6 +235,30 @@ OCTAVO_INLINE float sum(vf x) {
     v4 d = c[0] + c[1];
     return (d[0] + d[2]) + (d[1] + d[3]);
 }
+
+// A sum in double.
+struct Sum {
+    typedef double v8d __attribute__((vector_size(64)));
+    typedef float v8 __attribute__((vector_size(32)));
+    v8d low = {}, high = {};
+
+    OCTAVO_INLINE void add(vf x) {
+        v8 half[2];
+        memcpy(half, &x, sizeof half);
+#if defined(__AVX512F__)
+        low += (v8d)_mm512_cvtps_pd((__m256)half[0]);
+        high += (v8d)_mm512_cvtps_pd((__m256)half[1]);
+#else
+        low += __builtin_convertvector(half[0], v8d);
+        high += __builtin_convertvector(half[1], v8d);
+#endif
+    }
+
+    OCTAVO_INLINE double total() const {
+        const v8d x = low + high;
+        return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+    }
+};
 
 OCTAVO_INLINE float largest(vf x) {
     float m = x[0];
