@@ -47,7 +47,7 @@ REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
 
 def make_requests(args: argparse.Namespace, vocab_size: int, seed: int) -> Requests:
-    generator = random.Random(seed)
+    generator = random.Random(f"round {seed}")  # a number's sign would not count
     requests: Requests = []
     for index in range(args.concurrency):
         share = 0.25 + 1.5 * index / max(args.concurrency - 1, 1) if args.mixed else 1.0
