@@ -106,7 +106,8 @@ OCTAVO_INLINE void prepare_row(Format format, const float *x, int n, int padded,
 
 // sums[R][32] of rows with one panel, scaled, with the bias.
 template <Format F, int R>
-void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, float (*out)[PANEL]) {
+void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, Ahead &ahead,
+                float (*out)[PANEL]) {
     typedef typename KernelOf<F>::type Kernel;
     typedef typename Kernel::Sum Sum;
     constexpr bool is_integer = F == Format::w8a8 || F == Format::w4a8;
@@ -124,7 +125,7 @@ void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, float (*o
     const int step = is_grouped ? m.group_size / UNIT : units;
     for (int g = 0, u = 0; u < units; g++, u += step) {
         Sum sums[R][2] = {};
-        Kernel::template dot<R>(weights, rows, u, u + step, sums);
+        Kernel::template dot<R>(weights, rows, u, u + step, sums, ahead);
         for (int h = 0; h < 2; h++) {
             const int64_t at = g * stride + first + h * LANES;
             vf scale = {};
@@ -152,26 +153,33 @@ void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, float (*o
 }
 
 template <Format F, int R>
-void panel_rows_upto(const Matrix &m, int panel, const Inputs &in, int row, int rows,
+void panel_rows_upto(const Matrix &m, int panel, const Inputs &in, int row, int rows, Ahead &ahead,
                      float (*out)[PANEL]) {
     if constexpr (R > 1) {
-        if (rows < R) return panel_rows_upto<F, R - 1>(m, panel, in, row, rows, out);
+        if (rows < R) return panel_rows_upto<F, R - 1>(m, panel, in, row, rows, ahead, out);
     }
-    panel_rows<F, R>(m, panel, in, row, out);
+    panel_rows<F, R>(m, panel, in, row, ahead, out);
 }
 
 // f(row, panel, sums[32]) for each row and panel.
 template <Format F, class Epilogue>
 void multiply_as(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
-    constexpr int max_rows = KernelOf<F>::type::max_rows;
+    typedef typename KernelOf<F>::type Kernel;
+    constexpr int max_rows = Kernel::max_rows, unit_lines = Kernel::unit_bytes / 64;
+    const int64_t panel_bytes = int64_t(m.padded_inputs / UNIT) * Kernel::unit_bytes;
     const int blocks = (in.count + max_rows - 1) / max_rows;
     w.tasks(num_panels(m), [&](int panel) {
         alignas(64) float sums[max_rows][PANEL];
+        // Of two small blocks the first would wait for memory, and the second leave it idle: so both
+        // fetch a part of the next panel, which most likely is this thread's too.
+        Ahead ahead;
+        if (blocks > 1 && panel + 1 < num_panels(m))
+            ahead = {m.panels + (panel + 1) * panel_bytes, (unit_lines + blocks - 1) / blocks};
         for (int b = 0; b < blocks; b++) {
             // Blocks of about the same number of rows: a rest of one row costs as much as four.
             const int begin = int64_t(in.count) * b / blocks;
             const int rows = int(int64_t(in.count) * (b + 1) / blocks) - begin;
-            panel_rows_upto<F, max_rows>(m, panel, in, begin, rows, sums);
+            panel_rows_upto<F, max_rows>(m, panel, in, begin, rows, ahead, sums);
             for (int r = 0; r < rows; r++) f(begin + r, panel, sums[r]);
         }
     });

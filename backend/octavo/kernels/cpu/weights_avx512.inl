@@ -72,7 +72,7 @@ struct Avx512 : Weights {
 
     template <int R>
     static OCTAVO_INLINE void dot(const uint8_t *panel, const Input *const rows[R], int begin,
-                                  int end, Sum sums[R][2]) {
+                                  int end, Sum sums[R][2], Ahead &ahead) {
         constexpr int step = UNIT / vectors;  // inputs of a vector
         for (int u = begin; u < end; u++) {
             const uint8_t *unit = panel + size_t(u) * Weights::unit_bytes;
@@ -81,6 +81,9 @@ struct Avx512 : Weights {
             if constexpr (R > 8)
                 for (int line = 0; line < Weights::unit_bytes; line += 64)
                     _mm_prefetch(reinterpret_cast<const char *>(unit) + AHEAD + line, _MM_HINT_T0);
+            else
+                for (int line = 0; line < ahead.lines; line++, ahead.at += 64)
+                    _mm_prefetch(reinterpret_cast<const char *>(ahead.at), _MM_HINT_T1);
 #pragma GCC unroll 4
             for (int i = 0; i < vectors; i++) {
                 const __m512i left = Weights::get(first, i), right = Weights::get(second, i);

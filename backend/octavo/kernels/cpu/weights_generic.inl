@@ -67,6 +67,12 @@ struct GenericW4A8 {
     }
 };
 
+// Memory to be fetched, as many lines of 64 bytes with each unit of weights.
+struct Ahead {
+    const uint8_t *at = nullptr;
+    int lines = 0;
+};
+
 // Sums of products of R rows with a panel, over a stretch of units.
 template <class Weights>
 struct Generic {
@@ -81,7 +87,7 @@ struct Generic {
 
     template <int R>
     static OCTAVO_INLINE void dot(const uint8_t *panel, const Input *const rows[R], int begin,
-                                  int end, Sum sums[R][2]) {
+                                  int end, Sum sums[R][2], Ahead &) {
         for (int u = begin; u < end; u++) {
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
