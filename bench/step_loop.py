@@ -11,7 +11,7 @@ neighbour on the machine takes none:
     schedule   Scheduler.schedule()
     batch      the plan as tensors: tokens, slots, block tables
     forward    Decoder.forward(): the network
-    logits     operators on logits, of `octavo.kernels`: greedy, sample, penalize
+    logits     operators on logits: greedy, sample, penalize
     sample     the rest of sampling
     update     Scheduler.update()
     hand out   tokens to their receivers, which drop them here
@@ -75,8 +75,9 @@ class Parts:
             (scheduler, "update", "update"),
             (engine, "_hand_out", "hand out"),
             (runner._sampler, "_greedy", "logits"),
+            (runner._sampler, "_draw", "logits"),
+            (kernels, "penalize", "logits"),
         ]
-        places += [(kernels, name, "logits") for name in ("sample", "penalize")]
         for owner, name, part in places:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
         self.step = self.timed("rest", engine.step)
