@@ -22,7 +22,7 @@ OCTAVO_INLINE int64_t attended_bytes(const Matrix &m) {
 }
 
 struct StepMemory {
-    float *residual, *added, *wide;  // [T, hidden], [T, hidden], [T, widest output]
+    float *residual, *added, *wide;  // [T, hidden], [T, hidden], [T or threads, widest output]
     uint8_t *inputs, *attended;      // rows for the next matrix; [T, H · D] or its rows
     float *input_scales;             // [T]
     uint8_t *scratch;                // of attention
@@ -48,7 +48,7 @@ struct StepMemory {
         s.wide_stride = (widest + 15) / 16 * 16;
         s.residual = p.take<float>(rows * d.hidden);
         s.added = p.take<float>(rows * d.hidden);
-        s.wide = p.take<float>(rows * s.wide_stride);
+        s.wide = p.take<float>(std::max<size_t>(rows, num_threads) * s.wide_stride);
         // AMX reads whole tiles of 16 rows.
         s.inputs = p.take<uint8_t>((rows + 15) / 16 * 16 * input_row);
         s.attended = p.take<uint8_t>((rows + 15) / 16 * 16 * attended_row);
@@ -137,7 +137,8 @@ struct Step {
                     store(residual + i, load(residual + i, n) + load(more + i, n), n);
                 }
             }
-            float *normed = s.wide + index * s.wide_stride;
+            // One row a thread, which is still in its cache when it becomes inputs.
+            float *normed = s.wide + w.id * s.wide_stride;
             rms_norm(residual, norm, d.hidden, d.eps, normed);
             return normed;
         });
