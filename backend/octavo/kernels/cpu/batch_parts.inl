@@ -4,7 +4,7 @@
 
 namespace octavo::OCTAVO_ISA {
 
-constexpr int PART_TOKENS = 256;
+constexpr int PART_TOKENS = 512;
 
 // f(part, samples, first, count) for each part of about the same size: its tokens `samples`, of
 // which the first is the batch's sample `first`, have their logits wanted. Those of the batch are
