@@ -114,3 +114,28 @@ def test_shapes_of_models(shape: str, isa: str, dtype: str, tmp_path: Path) -> N
         results.append(generate_checked(engine, prompts, params))
     for expected, got in zip(*results, strict=True):
         (assert_equal if dtype == "float32" else assert_close)(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_of_many_tokens(isa: str, dtype: str, tmp_path: Path) -> None:
+    """The native step computes these in parts, whose edges are within prompts and, in the second
+    step, behind decodes."""
+    write_family(tmp_path / "model", "LlamaForCausalLM", max_position_embeddings=1300)
+    prompts = random_prompts([300, 2, 255, 1, 1250, 40])
+    # Logits of prompts are wanted too, so that parts have none, some and all.
+    asked = {"logprobs": 5, "prompt_logprobs": 1}
+    params = [greedy(6, logprobs=5), greedy(6, **asked)] * 3
+    results = []
+    for kernels, budget in (("reference", 700), (isa, 700), (isa, 60)):
+        engine = make_engine(
+            tmp_path / "model", dtype=dtype, kernels=kernels, max_num_batched_tokens=budget,
+            kv_cache_bytes=2**22, block_size=16, num_threads=2,
+        )  # fmt: skip
+        results.append(generate_checked(engine, prompts, params))
+        assert engine.stats.busy_s["mixed"] > 0
+    expected, whole, chunked = results
+    for reference, parts, chunks in zip(expected, whole, chunked, strict=True):
+        (assert_equal if dtype == "float32" else assert_close)(parts, reference)
+        if isa != "amx":  # there the number of rows chooses between two ways to add
+            assert parts.token_ids == chunks.token_ids
+            assert [x.logprob for x in parts.logprobs] == [x.logprob for x in chunks.logprobs]

@@ -24,7 +24,7 @@ class ForwardBatch:
     block_tables: [S, B] int64; block 0 behind a table and for blocks that were given back
     query_start: [S + 1] int64, where each sequence's tokens begin
     context_lens: [S] int64, computed tokens of each sequence, those of this step included
-    sample_indices: [N] int64, the tokens whose logits are wanted
+    sample_indices: [N] int64, rising, the tokens whose logits are wanted
     """
 
     token_ids: Tensor

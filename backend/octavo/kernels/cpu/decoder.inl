@@ -1,10 +1,11 @@
-// One step of a decoder, as one job: all threads go through its phases together. The residual
-// stream and what matrices give are float32; what they take is as their format says.
+// One step of a decoder, or a part of a large one, as one job: all threads go through its phases
+// together. The residual stream and what matrices give are float32; what they take is as their
+// format says.
 
 namespace octavo::OCTAVO_ISA {
 
-// Cuts a workspace into its parts; with no memory it counts what they need.
-struct Parts {
+// Cuts a workspace up; with no memory it counts what is needed.
+struct Cutter {
     uint8_t *at;
     size_t used = 0;
     template <class T>
@@ -22,13 +23,13 @@ OCTAVO_INLINE int64_t attended_bytes(const Matrix &m) {
 }
 
 struct StepMemory {
-    float *residual, *added, *wide;  // [T, hidden], [T, hidden], [T, widest output]
+    float *residual, *added, *wide;  // [T, hidden], [T, hidden], [T or threads, widest output]
     uint8_t *inputs, *attended;      // rows for the next matrix; [T, H · D] or its rows
     float *input_scales;             // [T]
     uint8_t *scratch;                // of attention
     int64_t wide_stride;
 
-    static StepMemory take(const Decoder &d, const Batch &b, int num_threads, Parts &p) {
+    static StepMemory take(const Decoder &d, const Batch &b, int num_threads, Cutter &p) {
         const size_t rows = b.num_tokens;
         size_t widest = d.hidden, input_row = 0, attended_row = 0, scratch = 0;
         const auto takes = [&](const Matrix &m) {
@@ -48,7 +49,7 @@ struct StepMemory {
         s.wide_stride = (widest + 15) / 16 * 16;
         s.residual = p.take<float>(rows * d.hidden);
         s.added = p.take<float>(rows * d.hidden);
-        s.wide = p.take<float>(rows * s.wide_stride);
+        s.wide = p.take<float>(std::max<size_t>(rows, num_threads) * s.wide_stride);
         // AMX reads whole tiles of 16 rows.
         s.inputs = p.take<uint8_t>((rows + 15) / 16 * 16 * input_row);
         s.attended = p.take<uint8_t>((rows + 15) / 16 * 16 * attended_row);
@@ -137,7 +138,8 @@ struct Step {
                     store(residual + i, load(residual + i, n) + load(more + i, n), n);
                 }
             }
-            float *normed = s.wide + index * s.wide_stride;
+            // One row a thread, which is still in its cache when it becomes inputs.
+            float *normed = s.wide + w.id * s.wide_stride;
             rms_norm(residual, norm, d.hidden, d.eps, normed);
             return normed;
         });
@@ -268,16 +270,24 @@ struct Step {
 };
 
 inline size_t step_bytes(const Decoder &d, const Batch &b, int num_threads) {
-    Parts p{nullptr};
-    StepMemory::take(d, b, num_threads, p);
-    return p.used;
+    size_t most = 0;
+    for_each_part(b, nullptr, 0, [&](const Batch &part, const int64_t *, int, int) {
+        Cutter p{nullptr};
+        StepMemory::take(d, part, num_threads, p);
+        most = std::max(most, p.used);
+    });
+    return most;
 }
 
 inline void forward(Pool &pool, const Decoder &d, const Batch &b, const int64_t *sample_indices,
                     int num_samples, float *logits, uint8_t *memory) {
-    Parts p{memory};
-    StepMemory s = StepMemory::take(d, b, pool.num_threads(), p);
-    pool.run([&](Worker &w) { Step{w, d, b, s}.run(sample_indices, num_samples, logits); });
+    for_each_part(b, sample_indices, num_samples,
+                  [&](const Batch &part, const int64_t *samples, int first, int count) {
+                      Cutter p{memory};
+                      StepMemory s = StepMemory::take(d, part, pool.num_threads(), p);
+                      float *own = logits + int64_t(first) * d.lm_head.outputs;
+                      pool.run([&](Worker &w) { Step{w, d, part, s}.run(samples, count, own); });
+                  });
 }
 
 }  // namespace octavo::OCTAVO_ISA

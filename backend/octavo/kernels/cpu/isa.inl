@@ -19,6 +19,7 @@
 #include "rowwise.inl"
 #include "store_kv.inl"
 #include "attention.inl"
+#include "batch_parts.inl"
 #include "decoder.inl"
 #include "peaks.inl"
 #include "sample.inl"

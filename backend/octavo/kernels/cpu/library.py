@@ -248,7 +248,7 @@ class Library:
         return tokens
 
     def forward(self, decoder: types.Decoder, batch: types.Batch, sample_indices: Tensor) -> Tensor:
-        """One step of a decoder: logits of the tokens `sample_indices` [N], each once, [N, V]
+        """One step of a decoder: logits of the tokens `sample_indices` [N], rising, [N, V]
         float32, valid until the next call: memory that is new in each step costs a page fault
         for every 4 KB."""
         shape = len(sample_indices), decoder.lm_head.outputs
