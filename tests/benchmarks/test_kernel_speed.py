@@ -138,9 +138,11 @@ def test_what_cannot_be_loaded_is_refused() -> None:
 
 
 def test_ops_are_those_of_the_engine() -> None:
-    for op in ("linear", "add_rms_norm", "silu_mul", "sample"):
-        (case, *_) = Cases(SHAPE, torch.float32, 2**12).of(op)
+    cases = Cases(SHAPE, torch.float32, 2**12)
+    for op in ("linear", "add_rms_norm", "silu_mul"):
+        (case, *_) = cases.of(op)
         assert case.act is getattr(kernels, op)
+    assert {case.act for case in cases.of("sample")} == {kernels.greedy, kernels.sample}
 
 
 def test_an_unknown_op_is_refused() -> None:
