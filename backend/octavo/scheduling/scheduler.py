@@ -103,7 +103,7 @@ class Scheduler:
         plan = StepPlan([], [])
         self._schedule_decodes(plan)
         budget = self.max_num_batched_tokens - len(plan.decodes)
-        for sequence in self.running if len(plan.decodes) < len(self.running) else ():
+        for sequence in self.running:
             if budget == 0:
                 break
             if not sequence.is_decoding:
@@ -125,13 +125,8 @@ class Scheduler:
         Returns what each of those got."""
         tokens = iter(sampled)
         outputs = []
-        block_size, has_window = self.block_size, self._window is not None
         for sequence, token_id in zip(plan.decodes, tokens, strict=False):
-            # Most tokens fill no block: each call that is left out here counts once a sequence.
-            if has_window or (sequence.num_computed_tokens + 1) % block_size == 0:
-                self._computed(sequence, 1)
-            else:
-                sequence.num_computed_tokens += 1
+            self._computed(sequence, 1)
             outputs.append(self._take(sequence, token_id))
         assert len(outputs) == len(plan.decodes), "too few tokens"
         for chunk in plan.prefills:
