@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -286,6 +286,13 @@ def cpu_us_per_response(found: dict[str, Measured], tokens: int) -> dict[str, fl
     return {name: round(1e6 * seconds / responses, 1) for name, seconds in spent.items()}
 
 
+def default_duty_cycle() -> float:
+    from octavo.config import EngineConfig
+
+    defaults: dict[str, Any] = {each.name: each.default for each in fields(EngineConfig)}
+    return float(defaults["sender_duty_cycle"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -298,7 +305,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--duty-cycle", type=float, default=0.15)
+    parser.add_argument("--duty-cycle", type=float, default=default_duty_cycle())
     parser.add_argument("--contract", default="batched", choices=("batched", "vllm"))
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     args = parser.parse_args()

@@ -52,7 +52,7 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineGauges:
-    """The state between two steps."""
+    """The state at one moment."""
 
     num_running: int = 0
     num_waiting: int = 0

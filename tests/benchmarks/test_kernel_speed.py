@@ -145,6 +145,12 @@ def test_ops_are_those_of_the_engine() -> None:
     assert {case.act for case in cases.of("sample")} == {kernels.greedy, kernels.sample}
 
 
+def test_an_op_that_only_the_reference_has_is_refused() -> None:
+    options = Options(ops=("silu_mul",), kernel_cache=str(CACHE), num_threads=1)
+    with pytest.raises(ConfigError, match=r"--ops = silu_mul: .* add --kernels reference"):
+        next(measure(options))
+
+
 def test_an_unknown_op_is_refused() -> None:
     with pytest.raises(ConfigError, match="--ops = conv: should be of linear, attention_decode"):
         next(measure(Options(ops=("linear", "conv"))))

@@ -5,18 +5,24 @@ its tiles emulated, is held against the plain torch of the reference: in batches
 prefix cache, preempted, swapped; float32 token for token, bfloat16 by `assert_close`.
 """
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from torch import Tensor
 
 import octavo.kernels.cpu
 from equivalences import Case, assert_close, assert_equal, pool_blocks
 from factories import Recorder, generate_checked, greedy, make_engine, random_prompts, write_family
 from native_paths import EMULATED, EMULATION, PATHS
 from octavo.engine import Engine
+from octavo.execution.forward_batch import ForwardBatch
+from octavo.execution.kv_cache import KVCache
 from octavo.kernels.cpu.build import build_library
 
 
@@ -116,10 +122,27 @@ def test_shapes_of_models(shape: str, isa: str, dtype: str, tmp_path: Path) -> N
         (assert_equal if dtype == "float32" else assert_close)(got, expected)
 
 
+@contextmanager
+def counting_tokens(engine: Engine) -> Iterator[list[int]]:
+    """Of each step."""
+    steps: list[int] = []
+    forward = engine.runner.model.forward
+
+    def counted(batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
+        steps.append(len(batch.token_ids))
+        return forward(batch, kv_cache)
+
+    with patch.object(engine.runner.model, "forward", counted):
+        yield steps
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_of_many_tokens(isa: str, dtype: str, tmp_path: Path) -> None:
     """The native step computes these in parts, whose edges are within prompts and, in the second
     step, behind decodes."""
+    source = (Path(octavo.kernels.cpu.__file__).parent / "batch_parts.inl").read_text("utf-8")
+    (part_tokens,) = re.findall(r"PART_TOKENS = (\d+);", source)
+    assert int(part_tokens) < 700, "a step of 700 tokens must have several parts"
     write_family(tmp_path / "model", "LlamaForCausalLM", max_position_embeddings=1300)
     prompts = random_prompts([300, 2, 255, 1, 1250, 40])
     # Logits of prompts are wanted too, so that parts have none, some and all.
@@ -131,8 +154,9 @@ def test_a_step_of_many_tokens(isa: str, dtype: str, tmp_path: Path) -> None:
             tmp_path / "model", dtype=dtype, kernels=kernels, max_num_batched_tokens=budget,
             kv_cache_bytes=2**22, block_size=16, num_threads=2,
         )  # fmt: skip
-        results.append(generate_checked(engine, prompts, params))
-        assert engine.stats.busy_s["mixed"] > 0
+        with counting_tokens(engine) as steps:
+            results.append(generate_checked(engine, prompts, params))
+        assert max(steps) == budget and engine.stats.busy_s["mixed"] > 0
     expected, whole, chunked = results
     for reference, parts, chunks in zip(expected, whole, chunked, strict=True):
         (assert_equal if dtype == "float32" else assert_close)(parts, reference)

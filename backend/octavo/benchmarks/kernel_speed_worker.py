@@ -46,6 +46,7 @@ def measure(options: Options) -> Iterator[Line]:
     dtype: torch.dtype = getattr(torch, options.dtype)
     cases = Cases(shape, dtype, options.rotated_bytes, library)
     matrix_peaks: dict[Kind, float] = {}
+    num_lines = 0
     for op in options.ops:
         # Anew for each op: what a shared machine gives changes within minutes.
         bandwidth = read_bytes_per_s(library)
@@ -55,7 +56,13 @@ def measure(options: Options) -> Iterator[Line]:
                 matrix_peaks[kind] = matrix_flops_per_s(library, kind)
             elapsed_s, calls = time_of(case, options.min_s)
             line = _line(case, elapsed_s, calls, bandwidth, matrix_peaks[kind])
+            num_lines += 1
             yield {**line, "kernels": "reference" if library is None else library.isa}
+    if num_lines == 0:
+        raise ConfigError(
+            f"--ops = {', '.join(options.ops)}: the native kernels have it within the product "
+            "before it; add --kernels reference"
+        )
 
 
 def load_library(options: Options, num_threads: int) -> Library | None:

@@ -63,6 +63,7 @@ inline double multiply_through([[maybe_unused]] InputKind kind, int64_t rounds) 
         return rounds * double(SUMS) * LANES * (kind == InputKind::int8 ? 4 : 2) * 2;
     }
 #endif
+    // Without dot products nothing is faster than floats.
     native x = native{} + 1;
     asm volatile("" : "+x"(x));
     multiply_in_registers<native>(rounds, [&](native sum) { return sum * x + x; });
