@@ -19,7 +19,7 @@ from octavo.cli import processes
 from octavo.cli.embedded_server import EmbeddedServer
 from octavo.cli.ports import Ports
 from octavo.cli.server_settings import Contract, ServerSettings
-from tests.e2e.streams import Answer, Stream, Value, infer_request
+from tests.e2e.streams import Answer, HttpStream, Stream, Value, infer_request
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -96,6 +96,12 @@ class Target:
     def send(self, prompt: Prompt | None, **options: Any) -> Stream:
         """Starts a request; `options` are those of `request`."""
         return Stream(self.settings.grpc_url, self.request(prompt, **options))
+
+    def hold(self, prompt: list[int], max_tokens: int) -> HttpStream:
+        """Takes a place of the engine until its `leave`."""
+        params = json.dumps({"max_tokens": max_tokens, "ignore_eos": True, "temperature": 0})
+        body = {"input_ids": prompt, "stream": True, "sampling_parameters": params}
+        return HttpStream(self.settings.generate_stream_url, body)
 
     def generate(self, prompt: Prompt | None, **options: Any) -> Answer:
         return self.send(prompt, **options).result()
