@@ -186,6 +186,9 @@ class EngineConfig:
     kernels: Literal["auto", "amx", "avx512", "avx2", "portable", "reference"] = "auto"
     # Where the compiled ones are kept: built once for each version of their sources.
     kernel_cache: Path = Field(default_factory=_kernel_cache)
+    # Plan a step while the one before it is computed, and take its tokens one step late: for
+    # devices that compute while the host plans. Auto is where there is one.
+    run_ahead: bool | Annotated[None, Auto] = None
     sender_threads: Annotated[Integer, Field(ge=1, le=16)] = 1
     # The largest share of its time in which a sender serves several streams; while it rests, the
     # tokens of a stream gather into one response. 1 sends each step's tokens at once, which is

@@ -10,16 +10,17 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import TypeVar
 
 from octavo.config import EngineConfig
-from octavo.errors import EngineDeadError
+from octavo.errors import EngineDeadError, StepMemoryError
 from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
-from octavo.execution.model_runner import ModelRunner
+from octavo.execution.model_runner import ModelRunner, PendingStep
 from octavo.execution.sampler import PromptLogprobs, SampledTokens
 from octavo.generation import (
     GenerationRequest,
@@ -31,7 +32,13 @@ from octavo.generation import (
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler, StepOutput
-from octavo.scheduling.sequence import FinishReason, Sequence, SequenceStatus, StepPlan
+from octavo.scheduling.sequence import (
+    FinishReason,
+    Sequence,
+    SequenceStatus,
+    StepInFlight,
+    StepPlan,
+)
 from octavo.stats import EngineGauges, EngineStats, Phase
 from octavo.tiers import open_tiers
 
@@ -40,6 +47,8 @@ log = logging.getLogger(__name__)
 # Sequences that wait for a tier have a deadline, which nothing else would wake the engine for.
 _TIER_POLL_S = 0.05
 _KEEP_TIMEOUT_S = 5.0
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -50,6 +59,16 @@ class _Live:
     sequences: dict[int, Sequence]  # by index; those that have not ended
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     has_output: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A step that the runner computes while the next one is planned."""
+
+    plan: StepPlan
+    booked: StepInFlight
+    pending: PendingStep
+    began_s: float
 
 
 class Engine:
@@ -103,6 +122,8 @@ class Engine:
         # The stepping thread's own.
         self._live: dict[int, _Live] = {}
         self._deadlines: list[tuple[float, int]] = []
+        self._in_flight: _InFlight | None = None
+        self._settled_s = 0.0
         self._thread: threading.Thread | None = None
         self._has_failed = False
 
@@ -247,30 +268,92 @@ class Engine:
     def step(self) -> bool:
         """Computes one step, if there is work. Returns whether there was."""
         self._take_inbox()
+        return self._step_ahead() if self.runner.runs_ahead else self._step()
+
+    def _step(self) -> bool:
+        """Plans a step and waits for it: the plain loop, which `_step_ahead` must equal."""
         if not self.scheduler.has_work:
             return False
         began_s = time.perf_counter()
-        plan = self.scheduler.schedule()
-        self._count_admitted(plan)
-        self._transfer.run(plan)
+        plan = self._plan()
         if len(plan) == 0:
             if self.scheduler.has_work:
                 self._wait_for_blocks()
             return True
-        sampled = self.runner.run(plan)
-        outputs = self.scheduler.update(plan, sampled.token_ids)
-        elapsed_s = time.perf_counter() - began_s
-        self.scheduler.costs.observe(plan, elapsed_s)
-        self._count(plan, sampled.faults.count(None), elapsed_s)
-        self._hand_out(outputs, sampled)
+        sampled = self._compute(plan, self.runner.run)
+        if sampled is not None:
+            outputs = self.scheduler.update(plan, sampled.token_ids)
+            self._book(plan, outputs, sampled, time.perf_counter() - began_s)
         return True
 
-    def _hand_out(self, outputs: list[StepOutput], sampled: SampledTokens) -> None:
+    def _step_ahead(self) -> bool:
+        """Plans a step while the one before it is computed: its tokens are taken one step late.
+        A sequence that turns out to have ended has been computed once too often by then."""
+        flying = self._in_flight
+        if flying is not None and any(taker.reads_output for taker, _ in flying.booked.takers):
+            self._settle()
+        if not self.scheduler.has_work:
+            return self._settle()
+        began_s = time.perf_counter()
+        plan = self._plan()
+        if len(plan) == 0:
+            if not self._settle() and self.scheduler.has_work:
+                self._wait_for_blocks()
+            return True
+        pending = self._compute(plan, self.runner.launch)
+        booked = None if pending is None else self.scheduler.advance(plan)
+        self._settle()
+        if pending is not None and booked is not None:
+            self._in_flight = _InFlight(plan, booked, pending, began_s)
+        return True
+
+    def _settle(self) -> bool:
+        """Takes what the step in flight gives. Returns whether there was one."""
+        flying, self._in_flight = self._in_flight, None
+        if flying is None:
+            return False
+        sampled = flying.pending.result()
+        outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
+        now_s = time.perf_counter()
+        began_s = max(flying.began_s, self._settled_s)  # when the runner came to it
+        self._settled_s = now_s
+        self._book(flying.plan, outputs, sampled, now_s - began_s)
+        return True
+
+    def _plan(self) -> StepPlan:
+        """The next step, with the blocks moved that it needs elsewhere."""
+        plan = self.scheduler.schedule()
+        self._count_admitted(plan)
+        self._transfer.run(plan)
+        return plan
+
+    def _compute(self, plan: StepPlan, compute: Callable[[StepPlan], _Result]) -> _Result | None:
+        """None if the device has no memory for this step: then its costliest request ends with an
+        error, and the others are planned again."""
+        try:
+            return compute(plan)
+        except StepMemoryError as exc:
+            victim = max(plan.prefills, key=lambda chunk: chunk.num_tokens, default=None)
+            sequence = plan.decodes[-1] if victim is None else victim.sequence
+            log.error("request %d is ended: %s", sequence.request_id, exc)
+            self._end_request(sequence.request_id, FinishReason.ERROR, str(exc))
+            return None
+
+    def _book(
+        self,
+        plan: StepPlan,
+        outputs: Iterable[StepOutput | None],
+        sampled: SampledTokens,
+        elapsed_s: float,
+    ) -> None:
+        self.scheduler.costs.observe(plan, elapsed_s)
+        self._count(plan, sampled.faults.count(None), elapsed_s)
         for prompt in sampled.prompts:
             self._keep_prompt_logprobs(prompt)
-        for (sequence, token_id, reason), logprobs, fault in zip(
-            outputs, sampled.logprobs, sampled.faults, strict=True
-        ):
+        for output, logprobs, fault in zip(outputs, sampled.logprobs, sampled.faults, strict=True):
+            if output is None:  # it has ended meanwhile
+                continue
+            sequence, token_id, reason = output
             if fault is None:
                 self._emit(sequence, token_id, logprobs, reason)
             else:
@@ -308,10 +391,12 @@ class Engine:
                     self._inbox
                     or self._cancelled
                     or self.scheduler.has_work
+                    or self._in_flight is not None
                     or self._closed is not None
                 )
             )
-            return bool(self._inbox or self._live or self._closed is None)
+            is_busy = self._inbox or self._live or self._in_flight is not None
+            return bool(is_busy or self._closed is None)
 
     def _take_inbox(self) -> None:
         if self._inbox or self._cancelled:  # what comes just now is for the next step
@@ -380,9 +465,10 @@ class Engine:
         live.sink(TokenOutput(token_id, logprobs, reason, error, sequence.index, prompt))
 
     def _keep_prompt_logprobs(self, prompt: PromptLogprobs) -> None:
-        # Those of a chunk that is computed again take the place of the first ones.
-        kept = self._live[prompt.sequence.request_id].prompt_logprobs
-        kept[prompt.first - 1 :] = prompt.tokens
+        live = self._live.get(prompt.sequence.request_id)
+        if live is not None:  # or it has ended meanwhile
+            # Those of a chunk that is computed again take the place of the first ones.
+            live.prompt_logprobs[prompt.first - 1 :] = prompt.tokens
 
     def _fail(self, why: str) -> None:
         """The loop is over: every request gets its end, new ones are refused."""

@@ -4,6 +4,7 @@
   + ConfigError              the operator's: engine.toml, environment, checkpoint folder
     - UnsupportedModelError  the checkpoint asks for something the engine does not have
   + InvalidRequestError      the caller's: one field of one request
+  + StepMemoryError          the device has no memory left for one step
   + EngineDeadError          the decode loop has ended; nothing can be served any more
 """
 
@@ -42,6 +43,10 @@ class InvalidRequestError(OctavoError):
             shown = f"{shown[: self.MAX_SHOWN]}… ({len(shown)} characters)"
         super().__init__(message or f"{field}: got {shown}; {limit}")
         self.field = field
+
+
+class StepMemoryError(OctavoError):
+    """The device has no memory left for what one step needs beside the KV memory."""
 
 
 class EngineDeadError(OctavoError):

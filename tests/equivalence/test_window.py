@@ -54,9 +54,9 @@ def test_given_back_equals_kept(
     most = 0
     give_back = engine.scheduler._give_back
 
-    def counting(sequence: Sequence) -> None:
+    def counting(sequence: Sequence, num_computed: int) -> None:
         nonlocal most
-        give_back(sequence)
+        give_back(sequence, num_computed)
         most = max(most, sequence.num_given_back)
 
     monkeypatch.setattr(engine.scheduler, "_give_back", counting)

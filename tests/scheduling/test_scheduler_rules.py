@@ -21,7 +21,14 @@ from factories import all_scheduled, make_sequence
 from fake_tiers import Content, FakeTiers
 from octavo.scheduling.preemption import PreemptionMode
 from octavo.scheduling.scheduler import Scheduler
-from octavo.scheduling.sequence import ScheduledSequence, Sequence, SequenceStatus, StepPlan
+from octavo.scheduling.sequence import (
+    UNKNOWN_TOKEN,
+    ScheduledSequence,
+    Sequence,
+    SequenceStatus,
+    StepInFlight,
+    StepPlan,
+)
 
 STOP_TOKEN = 5
 MAX_STEPS = 1500
@@ -36,6 +43,7 @@ class FakeRunner:
     tiers: FakeTiers | None = None
     slots: dict[int, Content] = field(default_factory=dict)
     sampled: int = 0
+    latest: dict[int, int] = field(default_factory=dict)  # token of the last step, by id(sequence)
 
     def run(self, plan: StepPlan) -> list[int]:
         for block, key in (*plan.block_saves, *plan.block_writes):
@@ -59,7 +67,9 @@ class FakeRunner:
         assert len(set(written)) == len(written), "two sequences write to one slot"
         for scheduled in planned:
             self._read_context(scheduled)
-        return [self._sample() for _ in plan.takers]
+        tokens = [self._sample() for _ in plan.takers]
+        self.latest = {id(taker): token for taker, token in zip(plan.takers, tokens, strict=True)}
+        return tokens
 
     def _slot(self, sequence: Sequence, position: int) -> int:
         block = sequence.block_table[position // self.block_size]
@@ -67,7 +77,10 @@ class FakeRunner:
         return block * self.block_size + position % self.block_size
 
     def _content(self, sequence: Sequence, position: int) -> Content:
-        return sequence.params.tenant, tuple(sequence.token_ids[: position + 1])
+        known = sequence.token_ids[: position + 1]
+        if known[-1] == UNKNOWN_TOKEN:
+            known[-1] = self.latest[id(sequence)]
+        return sequence.params.tenant, tuple(known)
 
     def _store(self, scheduled: ScheduledSequence) -> Iterator[int]:
         sequence = scheduled.sequence
@@ -105,6 +118,7 @@ class Scheduling(RuleBasedStateMachine):
         | st.builds(FakeTiers, st.booleans(), st.just(False), st.just(0.1))
         | st.none(),
         preemption=st.sampled_from(["auto", "swap", "swap", "recompute"]),
+        ahead=st.booleans(),
         seed=st.integers(0, 2**32),
     )
     def start(
@@ -118,6 +132,7 @@ class Scheduling(RuleBasedStateMachine):
         window: int | None,
         tiers: FakeTiers | None,
         preemption: PreemptionMode,
+        ahead: bool,
         seed: int,
     ) -> None:
         self.scheduler = Scheduler(
@@ -139,6 +154,8 @@ class Scheduling(RuleBasedStateMachine):
         self.added: list[Sequence] = []
         self.everyone: list[Sequence] = []  # with the forks of those added
         self.ended: list[tuple[int, int]] = []
+        self.ahead = ahead
+        self.in_flight: tuple[StepInFlight, list[int]] | None = None
 
     @rule(data=st.data(), count=st.integers(1, 4))
     def add(self, data: st.DataObject, count: int) -> None:
@@ -206,9 +223,25 @@ class Scheduling(RuleBasedStateMachine):
         self.scheduler.check_integrity()
         self.check_plan(plan)
         self.check_queues(was_running, was_waiting)
-        outputs = self.scheduler.update(plan, self.runner.run(plan))
-        self.scheduler.costs.observe(plan, plan.num_prefill_tokens + 0.01)
-        self.ended += [(s.request_id, s.index) for s, _, reason in outputs if reason is not None]
+        tokens = self.runner.run(plan)
+        booked = self.scheduler.advance(plan)
+        self.scheduler.check_integrity()
+        if len(plan) > 0:
+            self.scheduler.costs.observe(plan, plan.num_prefill_tokens + 0.01)
+        if self.ahead:
+            self.settle()
+            self.in_flight = booked, tokens
+        else:
+            self.in_flight = booked, tokens
+            self.settle()
+
+    def settle(self) -> None:
+        if self.in_flight is None:
+            return
+        outputs = self.scheduler.settle(*self.in_flight)
+        self.in_flight = None
+        self.seen["wasted"] += outputs.count(None)
+        self.ended += [(o[0].request_id, o[0].index) for o in outputs if o and o[2] is not None]
         self.scheduler.check_integrity()
 
     def count_seen(self) -> None:
@@ -225,6 +258,8 @@ class Scheduling(RuleBasedStateMachine):
 
     def check_plan(self, plan: StepPlan) -> None:
         if len(plan) == 0:
+            if self.in_flight is not None and self.in_flight[0].takers:
+                return  # nothing to plan before its tokens are known
             assert not self.scheduler.running, "a step without progress"
             if not self.scheduler.waiting:
                 assert plan.block_writes, "there was no work"
@@ -239,7 +274,11 @@ class Scheduling(RuleBasedStateMachine):
         planned = [scheduled.sequence for scheduled in all_scheduled(plan)]
         assert len(set(map(id, planned))) == len(planned), "a sequence is planned twice"
         resumed = [s.sequence for s in plan.prefills]  # its last token may be all that is missing
-        decoding = [s for s in self.scheduler.running if s.is_decoding and s not in resumed]
+        decoding = [
+            s
+            for s in self.scheduler.running
+            if s.is_decoding and s not in resumed and len(s.token_ids) < s.max_len
+        ]
         assert plan.decodes == decoding, "every decode runs"
         for scheduled in plan.prefills:
             sequence = scheduled.sequence
@@ -280,6 +319,7 @@ class Scheduling(RuleBasedStateMachine):
             if not self.scheduler.has_work:
                 break
             self.step()
+        self.settle()
         self.count_seen()
         assert not self.scheduler.has_work, "a deadlock or a livelock"
         everyone = [(s.request_id, s.index) for s in self.everyone]
@@ -304,7 +344,7 @@ def test_scheduler_keeps_its_rules() -> None:
     )
     kinds = (
         "preempted", "overtaking", "copied", "evicted", "goes first",
-        "saved", "loaded", "lost", "idle", "passed for its prefix", "passed for a tier",
+        "wasted", "saved", "loaded", "lost", "idle", "passed for its prefix", "passed for a tier",
         "swap", "recompute", "pool", "tier",
         "preemption", "eviction", "tier_loss",
     )  # fmt: skip

@@ -4,9 +4,10 @@ import ctypes
 import logging
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -23,9 +24,27 @@ from octavo.models.decoder import Decoder
 from octavo.models.model_config import read_model_config
 from octavo.models.weights import checkpoint_digest
 from octavo.quantization.weights import matrix_format, weight_format
-from octavo.scheduling.sequence import StepPlan
+from octavo.scheduling.sequence import Sequence, StepPlan
 
 log = logging.getLogger(__name__)
+
+
+class PendingStep(Protocol):
+    """A step that was launched."""
+
+    def result(self) -> SampledTokens:
+        """Waits for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A step of a device that has no queue: it was computed as it was launched."""
+
+    sampled: SampledTokens
+
+    def result(self) -> SampledTokens:
+        return self.sampled
 
 
 class ModelRunner:
@@ -64,6 +83,9 @@ class ModelRunner:
         self.kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, self.device)
         self._batches = BatchBuilder(self.block_size)
         self._sampler = Sampler(self.library)
+        self._latest: dict[Sequence, int] = {}  # the tokens of the last launch
+        is_queued = self.device.type == "cuda"
+        self.runs_ahead = is_queued if config.run_ahead is None else config.run_ahead
         log.info(
             "loaded %s: %s weights %.1f MB, %d threads; context %d tokens",
             self.folder, self.weight_format, self.model.num_bytes / 1e6, self.num_threads,
@@ -145,6 +167,19 @@ class ModelRunner:
         """Computes the planned tokens and samples where a sequence needs its next one."""
         batch = self._batches.build(plan)
         return self._sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Begins a step; those that were launched before it go first. Decodes may await the token
+        that the last one samples for them. Raises StepMemoryError."""
+        batch = self._batches.build(plan)
+        for row, sequence in enumerate(plan.decodes):
+            if sequence.awaits_token:
+                batch.token_ids[row] = self._latest[sequence]
+        takers = plan.takers
+        sampled = self._sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache))
+        self._latest = dict(zip(takers, sampled.token_ids, strict=True))
+        return _Done(sampled)
 
 
 def _check_cpus(cpus: tuple[int, ...], num_threads: int) -> None:

@@ -13,10 +13,12 @@ from octavo.scheduling.costs import RestoreCosts
 from octavo.scheduling.counters import SchedulerCounters, report_preemption
 from octavo.scheduling.preemption import Preemption, PreemptionMode
 from octavo.scheduling.sequence import (
+    UNKNOWN_TOKEN,
     FinishReason,
     ScheduledSequence,
     Sequence,
     SequenceStatus,
+    StepInFlight,
     StepPlan,
 )
 from octavo.scheduling.tiers import Tiers
@@ -115,6 +117,8 @@ class Scheduler:
         self.counters.prefill_chunks += len(plan.prefills)
         if self._tiers is not None:
             for sequence in self.waiting[:_PREFETCHED]:
+                if sequence.awaits_token:
+                    continue
                 self._reuse.prefetch(sequence, shares=self._uses_prefix_cache(sequence))
         self._saving.schedule(plan)
         self.counters.saved_blocks += len(plan.block_saves)
@@ -123,19 +127,36 @@ class Scheduler:
     def update(self, plan: StepPlan, sampled: Iterable[int]) -> list[StepOutput]:
         """Books a step that has run. `sampled` has one token for each of the plan's takers.
         Returns what each of those got."""
-        tokens = iter(sampled)
-        outputs = []
-        for sequence, token_id in zip(plan.decodes, tokens, strict=False):
-            self._computed(sequence, 1)
-            outputs.append(self._take(sequence, token_id))
-        assert len(outputs) == len(plan.decodes), "too few tokens"
+        outputs = self.settle(self.advance(plan), sampled)
+        return [output for output in outputs if output is not None]
+
+    def advance(self, plan: StepPlan) -> StepInFlight:
+        """Books a step that is being computed: the next one may be scheduled before its tokens
+        are known. At most one step is ahead of what `settle` has been given."""
+        step = StepInFlight([], [])
+        for sequence in plan.decodes:
+            self._advance(step, sequence, 1, [sequence])
         for chunk in plan.prefills:
             takers = chunk.takers
-            self._computed(chunk.sequence, chunk.num_tokens)
+            self._advance(step, chunk.sequence, chunk.num_tokens, takers)
             self._fork(chunk.sequence, takers[1:])
-            outputs += [self._take(taker, next(tokens)) for taker in takers]
-        assert next(tokens, None) is None, "too many tokens"
-        return outputs
+        for taker, _ in step.takers:
+            taker.token_ids.append(UNKNOWN_TOKEN)
+        return step
+
+    def settle(self, step: StepInFlight, sampled: Iterable[int]) -> list[StepOutput | None]:
+        """Books the tokens of a step, one for each of its takers. Returns what each of those got:
+        None where a sequence has ended meanwhile."""
+        token_ids = list(sampled)
+        assert len(token_ids) >= len(step.takers), "too few tokens"
+        assert len(token_ids) <= len(step.takers), "too many tokens"
+        for sequence, before, after in step.advanced:
+            if sequence.is_running:
+                self._computed(sequence, before, after)
+        return [
+            self._take(taker, index, token_id)
+            for (taker, index), token_id in zip(step.takers, token_ids, strict=True)
+        ]
 
     def check_integrity(self) -> None:
         """Asserts the invariants; cheap enough for every step of a test."""
@@ -180,6 +201,8 @@ class Scheduler:
         waits for room is not."""
         overtaken: list[Sequence] = []
         for sequence in self.waiting:
+            if sequence.awaits_token:
+                return None  # just preempted; its token comes before the next step
             if self._num_places_taken + sequence.num_places > self.max_num_seqs:
                 return None
             reuse = self._reuse.find(sequence, shares=self._uses_prefix_cache(sequence))
@@ -246,37 +269,46 @@ class Scheduler:
     def _uses_prefix_cache(self, sequence: Sequence) -> bool:
         return self.enable_prefix_caching and sequence.params.cache
 
-    def _take(self, taker: Sequence, token_id: int) -> StepOutput:
-        taker.token_ids.append(token_id)
-        reason = taker.finish_reason_after(token_id)
+    def _advance(
+        self, step: StepInFlight, sequence: Sequence, num_tokens: int, takers: list[Sequence]
+    ) -> None:
+        before = sequence.num_computed_tokens
+        sequence.num_computed_tokens = before + num_tokens
+        step.advanced.append((sequence, before, before + num_tokens))
+        step.takers.extend((taker, before + num_tokens) for taker in takers)
+
+    def _take(self, taker: Sequence, index: int, token_id: int) -> StepOutput | None:
+        if taker.status is SequenceStatus.FINISHED:
+            return None
+        taker.token_ids[index] = token_id
+        reason = taker.finish_reason_at(index)
         if reason is not None:
+            del taker.token_ids[index + 1 :]  # of a step in flight, which is wasted
             self.finish(taker)
         return taker, token_id, reason
 
-    def _computed(self, sequence: Sequence, num_tokens: int) -> None:
-        """Books `num_tokens` more tokens of a sequence."""
-        sequence.num_computed_tokens += num_tokens
-        has_filled_a_block = sequence.num_computed_tokens % self.block_size < num_tokens
-        if has_filled_a_block and self._uses_prefix_cache(sequence):
-            self._register_full_blocks(sequence, num_tokens)
+    def _computed(self, sequence: Sequence, before: int, after: int) -> None:
+        """The tokens from `before` to `after` of a sequence are in its blocks."""
+        if after // self.block_size > before // self.block_size and (
+            self._uses_prefix_cache(sequence)
+        ):
+            self._register_full_blocks(sequence, before, after)
         if self._window is not None:
-            self._give_back(sequence)
+            self._give_back(sequence, after)
 
-    def _register_full_blocks(self, sequence: Sequence, num_tokens: int) -> None:
-        """Lets later sequences find the blocks that the last `num_tokens` tokens have filled."""
-        computed = sequence.num_computed_tokens
-        first = (computed - num_tokens) // self.block_size
-        contents = sequence.contents_of(computed, self.block_size)
-        for index in range(first, len(contents)):
+    def _register_full_blocks(self, sequence: Sequence, before: int, after: int) -> None:
+        """Lets later sequences find the blocks that these tokens have filled."""
+        contents = sequence.contents_of(after, self.block_size)
+        for index in range(before // self.block_size, len(contents)):
             block, content = sequence.block_table[index], contents[index]
             self.allocator.register(block, content)
             self._reuse.computed(content)
             is_prompt = (index + 1) * self.block_size <= sequence.num_prompt_tokens
             self._saving.computed(block, content, is_prompt=is_prompt)
 
-    def _give_back(self, sequence: Sequence) -> None:
-        """Blocks that no later token attends to."""
-        first = self._reuse.first_needed(sequence.num_computed_tokens)
+    def _give_back(self, sequence: Sequence, num_computed: int) -> None:
+        """Blocks that no token behind `num_computed` attends to."""
+        first = self._reuse.first_needed(num_computed)
         behind = sequence.block_table[sequence.num_given_back : first]
         if behind:
             self.allocator.free(behind[::-1])  # here the beginning is what is needed least
@@ -340,8 +372,8 @@ class Scheduler:
         growing: list[Sequence] = []
         sharing: list[Sequence] = []
         for sequence in self.running:
-            if not sequence.is_decoding:
-                continue
+            if not sequence.is_decoding or len(sequence.token_ids) >= sequence.max_len:
+                continue  # in prefill, or its last token is in flight
             decodes.append(sequence)
             table = sequence.block_table
             if sequence.num_computed_tokens == len(table) * self.block_size:

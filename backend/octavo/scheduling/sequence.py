@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from octavo.scheduling.tiers import AwaitedBlocks, Row
 
 MAX_PASSED_OVER = 3  # times that a sequence is preempted or overtaken before it goes first
+UNKNOWN_TOKEN = -1  # stands for the token of a step that has not come back yet
 
 
 class FinishReason(str, Enum):
@@ -33,7 +34,8 @@ class SequenceStatus(Enum):
 @dataclass(slots=True, eq=False)
 class Sequence:
     """`token_ids` holds prompt and output; the first `num_computed_tokens` have their keys and
-    values in the blocks of `block_table`. Preemption sets that count back to 0.
+    values in the blocks of `block_table`. Preemption sets that count back to 0. The last token is
+    UNKNOWN_TOKEN while the step that samples it is in flight.
 
     A request for n sequences begins as one with n − 1 `forks`, which wait for its prompt: once
     that is computed they share its blocks and go their own ways.
@@ -95,6 +97,16 @@ class Sequence:
         return known - self.num_computed_tokens == 1 and known > self.num_prompt_tokens
 
     @property
+    def awaits_token(self) -> bool:
+        """The step that samples its last token is in flight."""
+        return self.token_ids[-1] == UNKNOWN_TOKEN
+
+    @property
+    def reads_output(self) -> bool:
+        """What it samples next depends on its tokens so far beyond the last one."""
+        return bool(self.bad_words) or self.params.has_penalties
+
+    @property
     def num_places(self) -> int:
         """Sequences that it is, or will be once its prompt is computed."""
         return 1 + len(self.forks)
@@ -122,13 +134,14 @@ class Sequence:
             self.contents.append(BlockContent(chain_key(parent, tokens), tokens))
         return self.contents[: num_tokens // block_size]
 
-    def finish_reason_after(self, token_id: int) -> FinishReason | None:
-        """Why the sequence ends now that `token_id` is its last token, if it does."""
-        if token_id in self.stop_token_ids and self.num_output_tokens > self.params.min_tokens:
+    def finish_reason_at(self, index: int) -> FinishReason | None:
+        """Why the sequence ends with its token `index`, if it does."""
+        length = index + 1
+        if self.token_ids[index] in self.stop_token_ids and (
+            length - self.num_prompt_tokens > self.params.min_tokens
+        ):
             return FinishReason.STOP
-        if len(self.token_ids) >= self.max_len:
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if length >= self.max_len else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +212,15 @@ class StepPlan:
     @property
     def num_prefill_tokens(self) -> int:
         return sum(scheduled.num_tokens for scheduled in self.prefills)
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A step that has been given to the runner, as it was booked then.
+
+    takers: each with the index of the token that the step samples for it
+    advanced: each sequence with its computed tokens before and after
+    """
+
+    takers: list[tuple[Sequence, int]]
+    advanced: list[tuple[Sequence, int, int]]

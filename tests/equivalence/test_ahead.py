@@ -1,0 +1,81 @@
+"""A step planned before the tokens of the one before it are known changes no token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from equivalences import Case, assert_equal, pool_blocks
+from factories import generate_checked
+from octavo.engine import Engine
+from octavo.sampling_params import parse
+
+
+def count_waste(engine: Engine) -> list[int]:
+    """Filled with how many rows of each step were computed for sequences that had ended."""
+    wasted: list[int] = []
+    settle = engine.scheduler.settle
+
+    def counting(*arguments: Any) -> Any:
+        outputs = settle(*arguments)
+        wasted.append(sum(output is None for output in outputs))
+        return outputs
+
+    engine.scheduler.settle = counting  # type: ignore[method-assign]
+    return wasted
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 2.0])
+@pytest.mark.parametrize("budget", [8, 256])
+def test_ahead_equals_plain(case: Case, share: float, budget: int) -> None:
+    ahead = case.engine(
+        run_ahead=True, num_blocks=pool_blocks(case, share), max_num_batched_tokens=budget,
+        max_num_seqs=min(budget, 16), block_size=4,
+    )  # fmt: skip
+    wasted = count_waste(ahead)
+    case.assert_as_alone(generate_checked(ahead, case.prompts, case.params))
+    assert sum(wasted) == 0, "an end by length is known before"
+    assert (ahead.scheduler.counters.preemptions.total() > 0) == (share < 1)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "sampled": {"temperature": 1.2, "top_k": 40},
+    "penalties": {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
+    "min_tokens": {"temperature": 0, "min_tokens": 5},
+    "prompt_logprobs": {"temperature": 0, "prompt_logprobs": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ahead_gives_each_kind_its_tokens(exact_case: Case, kind: str) -> None:
+    each = [
+        parse({**KINDS[kind], "max_tokens": 20, "seed": index, "logprobs": 2, "ignore_eos": True})
+        for index in range(len(exact_case.prompts))
+    ]
+    plain = generate_checked(exact_case.engine(), exact_case.prompts, each)
+    ahead = generate_checked(exact_case.engine(run_ahead=True), exact_case.prompts, each)
+    for got, expected in zip(ahead, plain, strict=True):
+        assert_equal(got, expected)
+
+
+def test_a_sequence_that_stops_is_computed_once_too_often(exact_case: Case) -> None:
+    """Stop tokens that the plain run has met in the middle of its outputs."""
+    plain = exact_case.engine()
+    free = generate_checked(plain, exact_case.prompts, exact_case.params)
+    stops = [result.token_ids[len(result.token_ids) // 2] for result in free]
+    each = [
+        parse({"temperature": 0, "max_tokens": exact_case.max_tokens, "logprobs": 5,
+               "ignore_eos": True, "stop_token_ids": [stop]})
+        for stop in stops
+    ]  # fmt: skip
+    expected = generate_checked(exact_case.engine(), exact_case.prompts, each)
+    ahead = exact_case.engine(run_ahead=True)
+    wasted = count_waste(ahead)
+    for got, wanted in zip(
+        generate_checked(ahead, exact_case.prompts, each), expected, strict=True
+    ):
+        assert_equal(got, wanted)
+        assert got.finishes != ["length"]
+    assert 0 < sum(wasted) <= len(exact_case.prompts)
+    assert ahead.scheduler.allocator.num_used == 0
