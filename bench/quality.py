@@ -120,6 +120,7 @@ class Reader:
                 context_lens=torch.tensor([begin + len(tokens)]),
                 sample_indices=torch.arange(len(tokens)),
                 num_decodes=0,
+                max_query_len=len(tokens),
             )
             yield self.model.forward(batch, cache).log_softmax(-1)
 

@@ -8,8 +8,18 @@ import pytest
 
 from equivalences import Case, assert_equal, pool_blocks
 from factories import generate_checked
+from octavo import kernels
 from octavo.engine import Engine
+from octavo.execution.device_runner import DeviceRunner
 from octavo.sampling_params import parse
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "sampled": {"temperature": 1.2, "top_k": 40},
+    "penalties": {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
+    "min_tokens": {"temperature": 0, "min_tokens": 5},
+    "prompt_logprobs": {"temperature": 0, "prompt_logprobs": 2},
+}
 
 
 def count_waste(engine: Engine) -> list[int]:
@@ -26,6 +36,53 @@ def count_waste(engine: Engine) -> list[int]:
     return wasted
 
 
+def device_engine(case: Case, **settings: Any) -> tuple[Engine, DeviceRunner]:
+    """One that launches its steps as on a GPU: decodes in padded rows that stay on the device."""
+    engine = case.engine(run_ahead=True, kernels="reference", **settings)
+    runner = DeviceRunner(
+        engine.runner.model, engine.runner.kv_cache, kernels,
+        max_num_seqs=engine.config.max_num_seqs, max_model_len=engine.max_model_len,
+    )  # fmt: skip
+    runner.capture()
+    engine.runner.launch = runner.launch  # type: ignore[method-assign]
+    return engine, runner
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 2.0])
+@pytest.mark.parametrize("budget", [8, 256])
+def test_device_rows_equal_plain(exact_case: Case, share: float, budget: int) -> None:
+    engine, runner = device_engine(
+        exact_case, num_blocks=pool_blocks(exact_case, share), max_num_batched_tokens=budget,
+        max_num_seqs=min(budget, 11), block_size=4,
+    )  # fmt: skip
+    replayed: list[int] = []
+    for size, graph in runner._graphs.items():
+        body = graph._body
+        graph._body = lambda size=size, body=body: (replayed.append(size), body())[1]
+    counts = [exact_case.max_tokens - index for index in range(len(exact_case.prompts))]
+    each = [parse({"temperature": 0, "max_tokens": count, "ignore_eos": True}) for count in counts]
+    results = generate_checked(engine, exact_case.prompts, each)
+    for result, alone, count in zip(results, exact_case.alone, counts, strict=True):
+        assert result.token_ids == alone.token_ids[:count]
+    assert len(set(replayed)) > 2, "graphs of several sizes"
+    assert (engine.scheduler.counters.preemptions.total() > 0) == (share < 1)
+
+
+def test_device_rows_give_each_kind_its_tokens(exact_case: Case) -> None:
+    """Requests of all kinds in one batch."""
+    each = [
+        parse({**list(KINDS.values())[index % len(KINDS)], "max_tokens": 20, "seed": index,
+               "ignore_eos": True, **({"logprobs": 2} if index % 2 else {})})
+        for index in range(len(exact_case.prompts))
+    ]  # fmt: skip
+    plain = generate_checked(exact_case.engine(kernels="reference"), exact_case.prompts, each)
+    engine, _ = device_engine(exact_case)
+    for got, expected in zip(
+        generate_checked(engine, exact_case.prompts, each), plain, strict=True
+    ):
+        assert_equal(got, expected)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 2.0])
 @pytest.mark.parametrize("budget", [8, 256])
 def test_ahead_equals_plain(case: Case, share: float, budget: int) -> None:
@@ -37,14 +94,6 @@ def test_ahead_equals_plain(case: Case, share: float, budget: int) -> None:
     case.assert_as_alone(generate_checked(ahead, case.prompts, case.params))
     assert sum(wasted) == 0, "an end by length is known before"
     assert (ahead.scheduler.counters.preemptions.total() > 0) == (share < 1)
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "sampled": {"temperature": 1.2, "top_k": 40},
-    "penalties": {"temperature": 0, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
-    "min_tokens": {"temperature": 0, "min_tokens": 5},
-    "prompt_logprobs": {"temperature": 0, "prompt_logprobs": 2},
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -101,6 +101,7 @@ def rebuilt(plan: StepPlan, block_size: int) -> dict[str, Any]:
     """The batch of a plan, token by token; tables with their own length."""
     fields: dict[str, Any] = {name: [] for name in ForwardBatch.__slots__}
     fields["query_start"], fields["num_decodes"] = [0], len(plan.decodes)
+    fields["max_query_len"] = max(scheduled.num_tokens for scheduled in all_scheduled(plan))
     for scheduled in all_scheduled(plan):
         sequence, computed = scheduled.sequence, scheduled.sequence.num_computed_tokens
         for position in range(computed, computed + scheduled.num_tokens):
@@ -124,7 +125,7 @@ def assert_is_rebuilt(batch: ForwardBatch, expected: dict[str, Any]) -> None:
             for row, table in zip(got.tolist(), values, strict=True):
                 assert row == table + [0] * (len(row) - len(table))
         else:
-            assert (got if name == "num_decodes" else got.tolist()) == values, name
+            assert (got.tolist() if isinstance(got, Tensor) else got) == values, name
 
 
 def test_a_batch_in_place_follows_tables_that_change_in_any_way() -> None:

@@ -47,7 +47,7 @@ def library(request: pytest.FixtureRequest) -> Native:
 
 
 def sample_tokens(library: Native, sequences: list[Sequence], logits: Tensor) -> SampledTokens:
-    return Sampler(library).sample(sequences, logits)
+    return Sampler(library).sample(sequences, logits).result()
 
 
 def uniforms(seeds: Iterable[int], indices: Iterable[int]) -> NDArray[np.float64]:
@@ -253,8 +253,8 @@ def test_a_sampler_follows_its_sequences(library: Native) -> None:
         + [list(range(7))] * 3 + [[2], [0], [0]]
     ):  # fmt: skip
         sequences, logits = [pool[row] for row in rows], random_logits(len(rows), seed=step)
-        expected = Sampler(library).sample(sequences, logits.clone())
-        assert sampler.sample(sequences, logits) == expected
+        expected = Sampler(library).sample(sequences, logits.clone()).result()
+        assert sampler.sample(sequences, logits).result() == expected
         for own, token_id in zip(sequences, expected.token_ids, strict=True):
             own.token_ids.append(token_id)
 

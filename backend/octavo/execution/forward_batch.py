@@ -18,7 +18,7 @@ _GIVEN_BACK = "a block was given back before its tokens were computed"
 class ForwardBatch:
     """One step's tokens, sequence after sequence; the first `num_decodes` sequences have one
     token each, the others a chunk of prompt. T tokens, S sequences, no table longer than B.
-    All contiguous and on the CPU.
+    All contiguous, on one device.
 
     token_ids, positions, slot_mapping: [T] int64 (slot −1: the token's keys are not stored)
     block_tables: [S, B] int64; block 0 behind a table and for blocks that were given back
@@ -35,6 +35,25 @@ class ForwardBatch:
     context_lens: Tensor
     sample_indices: Tensor
     num_decodes: int
+    max_query_len: int  # tokens of the longest chunk; 1 without any
+
+    def to(self, device: torch.device) -> "ForwardBatch":
+        """A copy on `device`, under way behind what was launched there before."""
+
+        def sent(tensor: Tensor) -> Tensor:
+            host = tensor.pin_memory() if device.type == "cuda" else tensor.clone()
+            return host.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            token_ids=sent(self.token_ids),
+            positions=sent(self.positions),
+            slot_mapping=sent(self.slot_mapping),
+            block_tables=sent(self.block_tables),
+            query_start=sent(self.query_start),
+            context_lens=sent(self.context_lens),
+            sample_indices=sent(self.sample_indices),
+        )
 
     @classmethod
     def from_plan(cls, plan: StepPlan, block_size: int) -> "ForwardBatch":
@@ -69,6 +88,7 @@ class ForwardBatch:
             context_lens=torch.from_numpy(computed + lengths),
             sample_indices=torch.tensor(sample_indices, dtype=torch.int64),
             num_decodes=len(plan.decodes),
+            max_query_len=max(lengths),
         )
 
 

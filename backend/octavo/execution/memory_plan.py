@@ -28,27 +28,80 @@ class MemoryPlan:
     max_model_len: int
 
 
-def plan_memory(config: EngineConfig, model: ModelConfig, compute_dtype: str) -> MemoryPlan:
-    """Raises ConfigError naming setting, value and limit."""
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Of a GPU, in bytes, as measured once the weights were there.
+
+    total: of the device
+    taken_elsewhere: by other processes and by the driver
+    weights: of the model, with its tables
+    step_peak: what the largest step takes beside that
+    graphs: of the captured graphs
+    """
+
+    total: int
+    taken_elsewhere: int
+    weights: int
+    step_peak: int
+    graphs: int
+
+    def left_for_kv(self, utilization: float) -> int:
+        """What `utilization` of the device leaves. Raises ConfigError if that is nothing."""
+        allowed = int(utilization * self.total)
+        left = allowed - self.taken_elsewhere - self.weights - self.step_peak - self.graphs
+        if left <= 0:
+            raise ConfigError(
+                f"gpu_memory_utilization = {utilization:g} allows {_gib(allowed)} of "
+                f"{_gib(self.total)}; the weights take {_gib(self.weights)}, the largest step "
+                f"{_gib(self.step_peak)}, graphs {_gib(self.graphs)}, others on this GPU "
+                f"{_gib(self.taken_elsewhere)}, which leaves no KV memory; raise it, or lower "
+                "max_num_batched_tokens or max_num_seqs, or choose a smaller weight_format"
+            )
+        return left
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def longest_context(config: EngineConfig, model: ModelConfig) -> int:
+    """That is asked for. Raises ConfigError if the model has no positions for it."""
     wanted = config.max_model_len or model.max_position
     if wanted > model.max_position:
         raise ConfigError(
             f"max_model_len = {wanted}: the model's max_position_embeddings is {model.max_position}"
         )
-    layout = KVLayout(
+    return wanted
+
+
+def kv_layout(config: EngineConfig, model: ModelConfig, compute_dtype: str) -> KVLayout:
+    """Raises ConfigError."""
+    return KVLayout(
         formats=layer_formats(
             config.kv_cache_dtype, config.kv_cache_skip_layers, model.num_layers, compute_dtype
         ),
-        block_size=_block_size(config, model, compute_dtype, wanted),
+        block_size=_block_size(config, model, compute_dtype, longest_context(config, model)),
         num_kv_heads=model.num_kv_heads,
         head_dim=model.head_dim,
     )
+
+
+def plan_memory(
+    config: EngineConfig, model: ModelConfig, compute_dtype: str, left_for_kv: int | None = None
+) -> MemoryPlan:
+    """left_for_kv: bytes of a GPU that are KV memory's; without, it is a share of the host's.
+
+    Raises ConfigError naming setting, value and limit.
+    """
+    wanted, layout = longest_context(config, model), kv_layout(config, model, compute_dtype)
     block_size, block_bytes = layout.block_size, layout.block_bytes
-    budget = config.kv_cache_bytes
-    available = psutil.virtual_memory().available
-    if budget is None:
-        full_use = config.max_num_seqs * -(-wanted // block_size) * block_bytes
-        budget = min(full_use, int(_AUTO_MEMORY_RATIO * available))
+    full_use = config.max_num_seqs * -(-wanted // block_size) * block_bytes
+    if left_for_kv is None:
+        available = psutil.virtual_memory().available
+        budget = config.kv_cache_bytes or min(full_use, int(_AUTO_MEMORY_RATIO * available))
+    else:
+        available = left_for_kv
+        budget = config.kv_cache_bytes or available
     if budget > available:
         raise ConfigError(f"kv_cache_bytes = {budget}: {available} bytes of memory are available")
     num_blocks = budget // block_bytes

@@ -166,7 +166,7 @@ class ModelRunner:
     def run(self, plan: StepPlan) -> SampledTokens:
         """Computes the planned tokens and samples where a sequence needs its next one."""
         batch = self._batches.build(plan)
-        return self._sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache))
+        return self._sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache)).result()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -177,7 +177,8 @@ class ModelRunner:
             if sequence.awaits_token:
                 batch.token_ids[row] = self._latest[sequence]
         takers = plan.takers
-        sampled = self._sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache))
+        logits = self.model.forward(batch, self.kv_cache)
+        sampled = self._sampler.sample_plan(plan, logits).result()
         self._latest = dict(zip(takers, sampled.token_ids, strict=True))
         return _Done(sampled)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo import kernels
 from octavo.execution.logprobs import TokenLogprobs, token_logprobs
 from octavo.kernels.cpu import Library
+from octavo.kernels.operators import Operators
 from octavo.scheduling.sequence import ScheduledSequence, Sequence, StepPlan
 
 NOT_FINITE = "the model's logits are not finite"
@@ -36,57 +37,102 @@ class SampledTokens:
     prompts: Rows[PromptLogprobs]
 
 
+@dataclass(frozen=True, slots=True)
+class PendingTokens:
+    """Sampled tokens that may still be under way on a device.
+
+    token_ids [S] int64, is_finite [S] bool: of each taker
+    raw: logits of the rows that report log probabilities, before anything was adjusted
+    """
+
+    sequences: list[Sequence]
+    token_ids: Tensor
+    is_finite: Tensor
+    faults: dict[int, str]  # of rows for which no token is left
+    reporting: list[int]
+    raw: Tensor | None
+    prompts: Rows["_PromptLogits"]
+
+    @classmethod
+    def plain(
+        cls, sequences: list[Sequence], token_ids: Tensor, is_finite: Tensor
+    ) -> "PendingTokens":
+        """Of sequences that want no more than their tokens."""
+        return cls(list(sequences), token_ids, is_finite, {}, [], None, ())
+
+    def result(
+        self, token_ids: Tensor | None = None, is_finite: Tensor | None = None
+    ) -> SampledTokens:
+        """Waits for the device, unless both were copied to the host meanwhile."""
+        tokens: list[int] = (self.token_ids if token_ids is None else token_ids).tolist()
+        finite: list[bool] = (self.is_finite if is_finite is None else is_finite).tolist()
+        faults = [None if each else NOT_FINITE for each in finite]
+        for row, fault in self.faults.items():
+            faults[row] = faults[row] or fault
+        logprobs: list[TokenLogprobs | None] = [None] * len(self.sequences)
+        if self.raw is not None:
+            counts = [self.sequences[row].params.logprobs or 0 for row in self.reporting]
+            chosen = [tokens[row] for row in self.reporting]
+            entries = token_logprobs(self.raw, chosen, counts)
+            for row, entry in zip(self.reporting, entries, strict=True):
+                logprobs[row] = entry
+        return SampledTokens(tokens, logprobs, faults, [each.logprobs() for each in self.prompts])
+
+
 class Sampler:
     """Remembers what the parameters of a step's takers ask for, while these are the same."""
 
-    def __init__(self, library: Library | None = None) -> None:
-        """library: what computes; the reference operators without."""
-        operators = kernels if library is None else library
-        self._greedy, self._draw = operators.greedy, operators.sample
+    def __init__(self, library: Library | None = None, operators: Operators = kernels) -> None:
+        """library: what computes on the CPU; without one `operators` do, on any device."""
+        chosen = operators if library is None else library
+        self._greedy, self._draw = chosen.greedy, chosen.sample
         self._wishes = _Wishes.of([])
 
-    def sample_plan(self, plan: StepPlan, logits: Tensor) -> SampledTokens:
+    def is_plain(self, sequences: list[Sequence]) -> bool:
+        """Whether what kernels.sample gives is all that these want."""
+        if sequences != self._wishes.sequences:
+            self._wishes = _Wishes.of(sequences)
+        return not self._wishes.reporting and not self._wishes.adjusting
+
+    def sample_plan(self, plan: StepPlan, logits: Tensor) -> PendingTokens:
         """The next token of each taker. logits [N, V] float32 of the plan's tokens whose logits
         are wanted, in its order; may be changed."""
         if not plan.prefills:
             return self.sample(plan.decodes, logits)
         rows = list(range(len(plan.decodes)))  # of each taker's logits
-        prompts: list[PromptLogprobs] = []
+        prompts: list[_PromptLogits] = []
         end = len(rows)
         for chunk in plan.prefills:
             begin, end = end, end + chunk.num_logits
             rows += [end - 1] * len(chunk.takers)
             if chunk.sequence.wants_prompt_logprobs:
-                prompts.append(_prompt_logprobs(chunk, logits[begin:end]))
+                prompts.append(_PromptLogits.of(chunk, logits[begin:end]))
         if not rows:
-            return SampledTokens([], [], [], prompts)
+            nothing = torch.empty(0, dtype=torch.int64)
+            return PendingTokens([], nothing, nothing.bool(), {}, [], None, prompts)
         own = logits if rows == list(range(len(logits))) else logits[rows]
         return self.sample(plan.takers, own, prompts)
 
     def sample(
-        self, sequences: list[Sequence], logits: Tensor, prompts: Rows[PromptLogprobs] = ()
-    ) -> SampledTokens:
+        self, sequences: list[Sequence], logits: Tensor, prompts: Rows["_PromptLogits"] = ()
+    ) -> PendingTokens:
         """The next token of each sequence. logits [S, V] float32; may be changed."""
         if sequences != self._wishes.sequences:
             self._wishes = _Wishes.of(sequences)
         wishes = self._wishes
         raw = logits[wishes.reporting] if wishes.reporting else None
         chosen, is_finite = self._greedy(logits)
-        faults = [None if finite else NOT_FINITE for finite in is_finite.tolist()]
-        adjusted = bool(wishes.adjusting) and _adjust(wishes, logits, faults)
+        adjusted, faults = False, {}
+        if wishes.adjusting:
+            adjusted, faults = _adjust(wishes, logits)
         if wishes.drawing is not None:
-            chosen = self._draw(logits, *wishes.drawing.arguments(sequences))
+            arguments = wishes.drawing.arguments(sequences)
+            chosen = self._draw(logits, *(each.to(logits.device) for each in arguments))
         elif adjusted:
             chosen, _ = self._greedy(logits)
-        token_ids = chosen.tolist()
-        logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
-        if raw is not None:
-            rows = wishes.reporting
-            counts = [sequences[row].params.logprobs or 0 for row in rows]
-            entries = token_logprobs(raw, [token_ids[row] for row in rows], counts)
-            for row, entry in zip(rows, entries, strict=True):
-                logprobs[row] = entry
-        return SampledTokens(token_ids, logprobs, faults, prompts)
+        return PendingTokens(
+            wishes.sequences, chosen, is_finite, faults, wishes.reporting, raw, prompts
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +198,28 @@ def uniform_numbers(seeds: NDArray[np.uint64], indices: NDArray[np.uint64]) -> N
     return (state >> np.uint64(32)) / 2.0**32
 
 
-def _prompt_logprobs(scheduled: ScheduledSequence, logits: Tensor) -> PromptLogprobs:
-    """logits [num_tokens, V]: those of a token tell about the one after it."""
-    sequence = scheduled.sequence
-    first = sequence.num_computed_tokens + 1
-    known = sequence.token_ids[first : first + scheduled.num_tokens]
-    if not known:
-        return PromptLogprobs(sequence, first, [])
-    counts = [sequence.params.prompt_logprobs or 0] * len(known)
-    return PromptLogprobs(sequence, first, token_logprobs(logits[: len(known)], known, counts))
+@dataclass(frozen=True, slots=True)
+class _PromptLogits:
+    """logits [num_tokens, V] of a chunk of a prompt: those of a token tell about the next one."""
+
+    sequence: Sequence
+    first: int
+    known: list[int]
+    logits: Tensor
+
+    @classmethod
+    def of(cls, scheduled: ScheduledSequence, logits: Tensor) -> "_PromptLogits":
+        sequence = scheduled.sequence
+        first = sequence.num_computed_tokens + 1
+        known = sequence.token_ids[first : first + scheduled.num_tokens]
+        return cls(sequence, first, known, logits[: len(known)])
+
+    def logprobs(self) -> PromptLogprobs:
+        if not self.known:
+            return PromptLogprobs(self.sequence, self.first, [])
+        counts = [self.sequence.params.prompt_logprobs or 0] * len(self.known)
+        tokens = token_logprobs(self.logits, self.known, counts)
+        return PromptLogprobs(self.sequence, self.first, tokens)
 
 
 def _adjusts(sequence: Sequence) -> bool:
@@ -174,18 +233,19 @@ def _adjusts(sequence: Sequence) -> bool:
     )
 
 
-def _adjust(wishes: _Wishes, logits: Tensor, faults: list[str | None]) -> bool:
-    """Restricts and penalizes, in place; whoever is left without a token gets a fault. False if
-    there was nothing to do in this step."""
+def _adjust(wishes: _Wishes, logits: Tensor) -> tuple[bool, dict[int, str]]:
+    """Restricts and penalizes, in place. Returns whether there was anything to do in this step,
+    and the faults of rows that are left without a token."""
     adjusted = False
+    faults = {}
     for row in wishes.adjusting:
         sequence, own = wishes.sequences[row], logits[row]
         restricted = _restrict(sequence, own)
-        if restricted and faults[row] is None and own.max() == -torch.inf:
+        if restricted and own.max() == -torch.inf:
             faults[row] = ALL_FORBIDDEN
         penalized = _penalize(sequence, own)
         adjusted |= restricted or penalized
-    return adjusted
+    return adjusted, faults
 
 
 def _restrict(sequence: Sequence, logits: Tensor) -> bool:
@@ -223,7 +283,7 @@ def _penalize(sequence: Sequence, logits: Tensor) -> bool:
     params = sequence.params
     if params.logit_bias:
         ids = list(params.logit_bias)
-        logits[ids] += torch.tensor(list(params.logit_bias.values()))
+        logits[ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
     if params.has_penalties:
         seen, count = np.unique(sequence.token_ids, return_counts=True)
         output, times = np.unique(
@@ -232,7 +292,8 @@ def _penalize(sequence: Sequence, logits: Tensor) -> bool:
         count[:] = 0
         count[np.searchsorted(seen, output)] = times
         kernels.penalize(
-            logits, torch.from_numpy(seen), torch.from_numpy(count),
+            logits, torch.from_numpy(seen).to(logits.device),
+            torch.from_numpy(count).to(logits.device),
             params.repetition_penalty, params.frequency_penalty, params.presence_penalty,
         )  # fmt: skip
     return bool(params.logit_bias) or params.has_penalties

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.kernels import reference, reference_weights
 from octavo.kernels.cpu import PackedLinear
+from octavo.kernels.operators import PackedWeight
 from octavo.kernels.reference import (
     add_rms_norm,
     apply_rope,
@@ -19,6 +20,7 @@ from octavo.kernels.reference import (
     rms_norm,
     sample,
     silu_mul,
+    uniform_numbers,
 )
 from octavo.kernels.reference_kv import paged_attention, store_kv
 from octavo.kernels.reference_weights import QuantizedWeight, quantize_weight
@@ -40,14 +42,12 @@ __all__ = [
     "sample",
     "silu_mul",
     "store_kv",
+    "uniform_numbers",
 ]
 
 # Tokens of a block. Matrix units multiply tiles of 16 rows (tensor cores, AMX): a kernel that reads
 # smaller blocks fills its tiles in part or from several places. `reference_kv` has no such least.
 MIN_BLOCK_SIZE = 16
-
-
-PackedWeight = Tensor | QuantizedWeight | PackedLinear
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:

@@ -93,6 +93,31 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     return token_ids, logits.gather(1, token_ids[:, None]).squeeze(1).isfinite()
 
 
+def uniform_numbers(seeds: Tensor, indices: Tensor) -> Tensor:
+    """A number in [0, 1) for each (seed, index of the output token): [S] int64 each → [S] float64.
+
+    Two rounds of SplitMix64's finalizer (Steele et al., 2014), a function of the pair alone: the
+    same alone and in a batch, before and after a preemption. 32 bits of it, so that no product
+    with a sum of probabilities rounds up to that sum. int64 wraps as the uint64 of the original.
+    """
+
+    def shifted(state: Tensor, bits: int) -> Tensor:
+        return (state >> bits) & ((1 << (64 - bits)) - 1)  # int64's own shift copies the sign
+
+    state = seeds
+    for addend in (torch.zeros_like(indices), indices):
+        state = state + (addend + 1) * _signed(0x9E3779B97F4A7C15)
+        state = (state ^ shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
+        state = (state ^ shifted(state, 27)) * _signed(0x94D049BB133111EB)
+        state = state ^ shifted(state, 31)
+    return shifted(state, 32).double() / 2.0**32
+
+
+def _signed(bits: int) -> int:
+    """64 bits as torch's int64 holds them."""
+    return bits - 2**64 if bits >= 2**63 else bits
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,
