@@ -54,10 +54,10 @@ def test_from_plan_of_decodes_and_prefills() -> None:
     assert batch.query_start.tolist() == [0, 1, 2, 6, 9]
     assert batch.context_lens.tolist() == [5, 2, 7, 3]
     assert batch.sample_indices.tolist() == [0, 1, 8]
-    assert batch.num_decodes == 2
-    tensors = [value for name in ForwardBatch.__slots__ if name != "num_decodes"
-               for value in [getattr(batch, name)]]  # fmt: skip
-    assert all(isinstance(t, Tensor) and t.dtype == torch.int64 for t in tensors)
+    assert (batch.num_decodes, batch.max_query_len) == (2, 4)
+    values = [getattr(batch, name) for name in ForwardBatch.__slots__]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    assert len(tensors) == 7 and all(t.dtype == torch.int64 for t in tensors)
     assert all(t.is_contiguous() and t.device.type == "cpu" for t in tensors)
 
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class PendingDeviceStep:
         self._is_finite = _to_host(tokens.is_finite)
         self._event: torch.cuda.Event | None = None
         if tokens.token_ids.is_cuda:
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def result(self) -> SampledTokens:
@@ -138,8 +139,8 @@ class DeviceRunner:
         except torch.OutOfMemoryError as exc:
             torch.cuda.empty_cache()
             raise StepMemoryError(
-                f"a step of {len(plan.decodes)} decodes and {plan.num_prefill_tokens} prompt tokens "
-                f"needs more memory than is left ({str(exc).splitlines()[0]}); lower "
+                f"a step of {len(plan.decodes)} decodes and {plan.num_prefill_tokens} prompt "
+                f"tokens needs more memory than is left ({str(exc).splitlines()[0]}); lower "
                 "gpu_memory_utilization or max_num_batched_tokens"
             ) from None
 
@@ -203,10 +204,10 @@ class DeviceRunner:
         return body
 
 
-_pools: dict[torch.device, tuple[int, int]] = {}
+_pools: dict[torch.device, Any] = {}
 
 
-def _graph_pool(device: torch.device) -> tuple[int, int]:
+def _graph_pool(device: torch.device) -> Any:
     """The memory that all graphs of a device share: one runs at a time."""
     if device not in _pools:
         _pools[device] = torch.cuda.graph_pool_handle()

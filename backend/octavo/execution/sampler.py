@@ -122,7 +122,8 @@ class Sampler:
         wishes = self._wishes
         raw = logits[wishes.reporting] if wishes.reporting else None
         chosen, is_finite = self._greedy(logits)
-        adjusted, faults = False, {}
+        adjusted = False
+        faults: dict[int, str] = {}
         if wishes.adjusting:
             adjusted, faults = _adjust(wishes, logits)
         if wishes.drawing is not None:

@@ -5,6 +5,7 @@ specification, oracle of the tests and last-resort fallback. The native ones of 
 `cpu`: the same operators, and a whole step of a decoder in one call.
 """
 
+import torch
 from torch import Tensor
 
 from octavo.kernels import reference, reference_weights
@@ -22,7 +23,7 @@ from octavo.kernels.reference import (
     silu_mul,
     uniform_numbers,
 )
-from octavo.kernels.reference_kv import paged_attention, store_kv
+from octavo.kernels.reference_kv import paged_attention, rope_and_store, store_kv
 from octavo.kernels.reference_weights import QuantizedWeight, quantize_weight
 
 __all__ = [
@@ -35,10 +36,12 @@ __all__ = [
     "gelu_tanh_mul",
     "greedy",
     "linear",
+    "pack",
     "paged_attention",
     "penalize",
     "quantize_weight",
     "rms_norm",
+    "rope_and_store",
     "sample",
     "silu_mul",
     "store_kv",
@@ -48,6 +51,11 @@ __all__ = [
 # Tokens of a block. Matrix units multiply tiles of 16 rows (tensor cores, AMX): a kernel that reads
 # smaller blocks fills its tiles in part or from several places. `reference_kv` has no such least.
 MIN_BLOCK_SIZE = 16
+
+
+def pack(weight: Tensor | QuantizedWeight, dtype: torch.dtype) -> PackedWeight:
+    """weight [out, in] as `linear` reads it, for inputs of `dtype`: here, as it is."""
+    return weight
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@ are the reference operators, or `octavo.kernels.gpu`."""
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.kernels.cpu import PackedLinear
@@ -40,3 +41,39 @@ class Operators(Protocol):
     ) -> Tensor: ...
 
     def uniform_numbers(self, seeds: Tensor, indices: Tensor) -> Tensor: ...
+
+    def pack(self, weight: Tensor | QuantizedWeight, dtype: torch.dtype) -> PackedWeight: ...
+
+    def rope_and_store(
+        self,
+        qkv: Tensor,
+        qk_norm: Tensor | None,
+        eps: float,
+        cosines: Tensor,
+        sines: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        key_scales: Tensor | None = None,
+        value_scales: Tensor | None = None,
+        *,
+        num_heads: int,
+    ) -> Tensor: ...
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables: Tensor,
+        query_start: Tensor,
+        context_lens: Tensor,
+        num_decodes: int,
+        scale: float,
+        *,
+        key_scales: Tensor | None = None,
+        value_scales: Tensor | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        max_query_len: int,
+    ) -> Tensor: ...

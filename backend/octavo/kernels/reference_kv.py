@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.kernels.reference import apply_softcap
+from octavo.kernels.reference import apply_rope, apply_softcap, rms_norm
 
 # The largest stored number of each quantized type.
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -48,6 +48,38 @@ def store_kv(
             stored, own_scales = quantize_kv(numbers, cache.dtype)
             cache.index_put_(slots, stored)
             scales.index_put_(slots, own_scales)
+
+
+def rope_and_store(
+    qkv: Tensor,
+    qk_norm: Tensor | None,
+    eps: float,
+    cosines: Tensor,
+    sines: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
+    *,
+    num_heads: int,
+) -> Tensor:
+    """What becomes of the product with the stacked weights before attention: queries and keys
+    are normed and rotated, keys and values stored.
+
+    qkv [T, H + 2 G, D]; qk_norm [H + G, D], a weight of rms_norm with `eps`, or None
+    cosines, sines [T, R/2]: see apply_rope; the others: see store_kv
+    → queries [T, H, D]
+    """
+    num_qk = num_heads + key_cache.shape[2]
+    qk, values = qkv[:, :num_qk], qkv[:, num_qk:]
+    if qk_norm is not None:
+        qk = rms_norm(qk, qk_norm, eps)
+    qk = apply_rope(qk, cosines, sines)
+    store_kv(
+        qk[:, num_heads:], values, key_cache, value_cache, slot_mapping, key_scales, value_scales
+    )
+    return qk[:, :num_heads]
 
 
 def cast_kv(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -101,6 +133,7 @@ def paged_attention(
     value_scales: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    max_query_len: int | None = None,
 ) -> Tensor:
     """Causal attention of each token to its own sequence's cached tokens.
 
@@ -113,11 +146,12 @@ def paged_attention(
     window: a token at position p attends to positions above p − window only, and blocks that
         lie before all of these are not read
     softcap: the cap of apply_softcap on the scaled scores
+    max_query_len: no sequence has more tokens; for those who must know it without asking a device
     → [T, H, D]
     """
     out = torch.empty_like(query)
     lengths = query_start.diff()
-    for rows, widest in ((slice(0, num_decodes), 1), (slice(num_decodes, None), None)):
+    for rows, widest in ((slice(0, num_decodes), 1), (slice(num_decodes, None), max_query_len)):
         lens = lengths[rows]
         if len(lens) == 0:
             continue

@@ -1,6 +1,5 @@
 """The decoder: token ids and KV memory in, logits out."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from octavo import kernels
 from octavo.kernels.cpu import Library
-from octavo.models.architecture import Activation, ModelConfig
+from octavo.kernels.operators import Operators
+from octavo.models.architecture import ModelConfig
 from octavo.models.layers import Linear, LinearLoader, load_norm
 from octavo.models.native_decoder import NativeDecoder
 from octavo.models.rope import RotaryTable
@@ -20,11 +20,6 @@ from octavo.quantization.weights import WEIGHT_FORMATS, WeightFormat, matrix_for
 if TYPE_CHECKING:
     from octavo.execution.forward_batch import ForwardBatch
     from octavo.execution.kv_cache import KVCache
-
-_GATED: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": kernels.silu_mul,
-    "gelu_tanh": kernels.gelu_tanh_mul,
-}
 
 
 class DecoderLayer:
@@ -39,11 +34,12 @@ class DecoderLayer:
         max_position: int,
         weights: WeightFormat,
         library: Library | None,
+        operators: Operators,
     ) -> None:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, kv_heads = config.num_heads, config.num_kv_heads
         names, prefix = config.tensor_names, f"model.layers.{index}."
-        loader = LinearLoader(checkpoint, matrix_format(weights, "layer"), library)
+        loader = LinearLoader(checkpoint, matrix_format(weights, "layer"), library, operators)
         self.num_bytes = 0  # of all weights as they are stored
 
         def norm(name: str, width: int = hidden) -> Tensor:
@@ -67,7 +63,9 @@ class DecoderLayer:
         self.output_norm = norm(names.output_norm) if names.output_norm else None
         self.mlp_norm = norm(names.mlp_norm)
         self.gate_up = linear(names.gate_up, (inner, inner), hidden, config.mlp_bias, is_gated=True)
-        self.activate = _GATED[config.activation]
+        self.activate = {"silu": operators.silu_mul, "gelu_tanh": operators.gelu_tanh_mul}[
+            config.activation
+        ]
         self.down = linear(("mlp.down_proj",), (hidden,), inner, config.mlp_bias)
         self.down_norm = norm(names.down_norm) if names.down_norm else None
         self.num_bytes += sum(
@@ -75,6 +73,7 @@ class DecoderLayer:
         )
         self._index = index
         self._config = config
+        self._operators = operators
         window = config.sliding_windows[index]
         # A window that no context outgrows would only cost its mask.
         self.window = window if window is not None and window < max_position else None
@@ -88,15 +87,15 @@ class DecoderLayer:
         kv_cache: "KVCache",
     ) -> tuple[Tensor, Tensor]:
         """x, residual [T, hidden], not yet added to each other → the same of the next layer."""
-        eps = self._config.rms_norm_eps
-        x, residual = kernels.add_rms_norm(x, residual, self.input_norm, eps)
+        eps, ops = self._config.rms_norm_eps, self._operators
+        x, residual = ops.add_rms_norm(x, residual, self.input_norm, eps)
         x = self.output(self._attend(self.qkv(x), rotary, batch, kv_cache))
         if self.output_norm is not None:
-            x = kernels.rms_norm(x, self.output_norm, eps)
-        x, residual = kernels.add_rms_norm(x, residual, self.mlp_norm, eps)
+            x = ops.rms_norm(x, self.output_norm, eps)
+        x, residual = ops.add_rms_norm(x, residual, self.mlp_norm, eps)
         x = self.down(self.activate(self.gate_up(x)))
         if self.down_norm is not None:
-            x = kernels.rms_norm(x, self.down_norm, eps)
+            x = ops.rms_norm(x, self.down_norm, eps)
         return x, residual
 
     def _attend(
@@ -108,23 +107,20 @@ class DecoderLayer:
     ) -> Tensor:
         config = self._config
         heads, kv_heads = config.num_heads, config.num_kv_heads
-        split = qkv.view(-1, heads + 2 * kv_heads, config.head_dim)
-        qk, new_values = split[:, : heads + kv_heads], split[:, heads + kv_heads :]
-        if self.qk_norm is not None:
-            qk = kernels.rms_norm(qk, self.qk_norm, config.rms_norm_eps)
-        qk = kernels.apply_rope(qk, *rotary)
         kv = kv_cache.layers[self._index]
-        kernels.store_kv(
-            qk[:, heads:], new_values, kv.keys, kv.values, batch.slot_mapping,
-            kv.key_scales, kv.value_scales,
+        query = self._operators.rope_and_store(
+            qkv.view(-1, heads + 2 * kv_heads, config.head_dim), self.qk_norm,
+            config.rms_norm_eps, *rotary, kv.keys, kv.values, batch.slot_mapping,
+            kv.key_scales, kv.value_scales, num_heads=heads,
         )  # fmt: skip
         # A chunk's own keys and values are read back as they are stored, like all others: so it
         # does not matter to a quantized cache where a prompt is cut.
-        attended = kernels.paged_attention(
-            qk[:, :heads], kv.keys, kv.values, batch.block_tables, batch.query_start,
+        attended = self._operators.paged_attention(
+            query, kv.keys, kv.values, batch.block_tables, batch.query_start,
             batch.context_lens, batch.num_decodes, config.attention_scale,
             key_scales=kv.key_scales, value_scales=kv.value_scales,
             window=self.window, softcap=config.attention_softcap,
+            max_query_len=batch.max_query_len,
         )  # fmt: skip
         return attended.flatten(1)
 
@@ -147,23 +143,27 @@ class Decoder:
         weights: WeightFormat | None = None,
         lm_head_format: str = "auto",
         library: Library | None = None,
+        operators: Operators = kernels,
+        device: torch.device | None = None,
     ) -> None:
-        """`weights` are stored as computed if there is no format. `library` computes all of it;
-        without one the reference operators do. Raises ConfigError if a tensor is missing, unknown,
-        of the wrong shape, or not to be held in its format."""
+        """`weights` are stored as computed if there is no format. `library` computes all of it on
+        the CPU; without one `operators` do, on `device`. Raises ConfigError if a tensor is missing,
+        unknown, of the wrong shape, or not to be held in its format."""
+        device = device or torch.device("cpu")
         self.config = config
+        self._operators = operators
         weights = weights or WEIGHT_FORMATS[str(dtype).removeprefix("torch.")]
         head_format = matrix_format(weights, "lm_head", lm_head_format)
-        with Checkpoint(folder, dtype) as checkpoint:
+        with Checkpoint(folder, dtype, device) as checkpoint:
             vocabulary, hidden = config.vocab_size, config.hidden_size
             self.embedding = checkpoint.take("model.embed_tokens.weight", vocabulary, hidden)
             self.layers = [
-                DecoderLayer(config, checkpoint, index, max_position, weights, library)
+                DecoderLayer(config, checkpoint, index, max_position, weights, library, operators)
                 for index in range(config.num_layers)
             ]
             self.norm = load_norm(checkpoint, "model.norm", hidden, config.norm_offset)
             tied = config.tie_embeddings
-            loader = LinearLoader(checkpoint, head_format, library)
+            loader = LinearLoader(checkpoint, head_format, library, operators)
             if tied:
                 self.lm_head = loader.of("model.embed_tokens.weight", self.embedding)
             else:
@@ -179,11 +179,11 @@ class Decoder:
         shared = tied and not head_format.is_quantized
         self.num_bytes = self.step_weight_bytes + (0 if shared else self.embedding.nbytes)
         ropes = list(dict.fromkeys(config.layer_ropes))
-        self._rotary = [RotaryTable(rope, max_position) for rope in ropes]
+        self._rotary = [RotaryTable(rope, max_position, device) for rope in ropes]
         self._rotary_of = [ropes.index(rope) for rope in config.layer_ropes]
         self.embedding_scale = (
             None if config.embedding_scale is None
-            else torch.tensor(config.embedding_scale, dtype=dtype)
+            else torch.tensor(config.embedding_scale, dtype=dtype, device=device)
         )  # fmt: skip
         self._native: NativeDecoder | None = None
         if library is not None:
@@ -206,7 +206,7 @@ class Decoder:
         for layer, which in zip(self.layers, self._rotary_of, strict=True):
             x, residual = layer.forward(x, residual, rotary[which], batch, kv_cache)
         last = x[batch.sample_indices] + residual[batch.sample_indices]
-        normed = kernels.rms_norm(last, self.norm, self.config.rms_norm_eps)
+        normed = self._operators.rms_norm(last, self.norm, self.config.rms_norm_eps)
         logits = self.lm_head(normed).float()
         cap = self.config.logits_softcap
         return logits if cap is None else kernels.apply_softcap(logits, cap)

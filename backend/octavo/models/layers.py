@@ -9,6 +9,7 @@ from octavo import kernels
 from octavo.errors import ConfigError
 from octavo.kernels import QuantizedWeight
 from octavo.kernels.cpu import Library
+from octavo.kernels.operators import Operators
 from octavo.models.weights import Checkpoint
 from octavo.quantization.weights import WeightFormat
 
@@ -21,9 +22,10 @@ class Linear:
     weight: kernels.PackedWeight
     bias: Tensor | None
     num_bytes: int
+    operators: Operators
 
     def __call__(self, x: Tensor) -> Tensor:
-        return kernels.linear(x, self.weight, self.bias)
+        return self.operators.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class LinearLoader:
     checkpoint: Checkpoint
     own: WeightFormat
     library: Library | None
+    operators: Operators
 
     def of(self, name: str, weight: Tensor) -> Linear:
         """From the tensor `name`, [out, in]. Raises ConfigError if the format cannot hold it."""
@@ -67,10 +70,12 @@ class LinearLoader:
     ) -> Linear:
         shape = (weight.stored if isinstance(weight, QuantizedWeight) else weight).shape
         num_bytes = self.own.num_bytes(*shape) + (0 if bias is None else bias.nbytes)
+        dtype = self.checkpoint.dtype
         if self.library is None:
-            return Linear(weight, bias, num_bytes)
-        packed = self.library.pack(weight, self.checkpoint.dtype, bias, is_gated=is_gated)
-        return Linear(packed, None, num_bytes)
+            packed = self.operators.pack(weight, dtype)
+            return Linear(packed, bias, num_bytes, self.operators)
+        native = self.library.pack(weight, dtype, bias, is_gated=is_gated)
+        return Linear(native, None, num_bytes, self.operators)
 
     def _stored(self, name: str, weight: Tensor) -> Tensor | QuantizedWeight:
         """weight as the format stores it. Raises ConfigError if that cannot be."""

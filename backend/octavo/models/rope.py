@@ -174,11 +174,13 @@ def _yarn_ramp(rope: RopeConfig) -> Tensor:
 class RotaryTable:
     """Cosines and sines of every position, [max_position, rotary_dim / 2] float32."""
 
-    def __init__(self, rope: RopeConfig, max_position: int) -> None:
+    def __init__(
+        self, rope: RopeConfig, max_position: int, device: torch.device | None = None
+    ) -> None:
         positions = torch.arange(max_position, dtype=torch.float32)
         angles = torch.outer(positions, rope_frequencies(rope, max_position))
-        self.cosines = angles.cos() * rope.attention_factor
-        self.sines = angles.sin() * rope.attention_factor
+        self.cosines = (angles.cos() * rope.attention_factor).to(device)
+        self.sines = (angles.sin() * rope.attention_factor).to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [T] → cosines and sines, [T, rotary_dim / 2] each."""

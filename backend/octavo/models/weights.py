@@ -23,8 +23,11 @@ _LOADABLE = (torch.bfloat16, torch.float16, torch.float32)
 class Checkpoint:
     """The tensors of a folder, taken one by one and checked against the expected shape."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         self.dtype = dtype
+        self._device = device or torch.device("cpu")
         self._shard_of: dict[str, str] = {}
         self._shards: dict[str, Any] = {}
         for shard, names in _shards(folder).items():
@@ -51,8 +54,8 @@ class Checkpoint:
         return name in self._shard_of
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """A copy of one tensor in the engine's type. Raises ConfigError if it is missing, of
-        another shape, or of a type that needs more than a cast."""
+        """A copy of one tensor in the engine's type, on its device. Raises ConfigError if it is
+        missing, of another shape, or of a type that needs more than a cast."""
         if name not in self._shard_of:
             raise ConfigError(f"checkpoint: tensor {name} {list(shape)} is missing")
         tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
@@ -66,7 +69,7 @@ class Checkpoint:
                 f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit"
             )
         self._left.discard(name)
-        return tensor.to(self.dtype, copy=True)
+        return tensor.to(self._device, self.dtype, copy=True)
 
     def check_all_taken(self, ignored: tuple[str, ...]) -> None:
         """Raises ConfigError if tensors are left that the decoder has no use for."""
