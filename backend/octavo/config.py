@@ -78,6 +78,12 @@ def _group_size(value: int) -> int:
     return value
 
 
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError("should be 'auto', 'cpu', 'cuda' or a GPU's 'cuda:0'")
+    return value
+
+
 def _redis_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(("redis://", "rediss://")):
         raise ValueError("should begin with redis:// or rediss://")
@@ -177,6 +183,13 @@ class EngineConfig:
     # costs less by measured rates.
     preemption: Literal["auto", "swap", "recompute"] = "auto"
     watermark_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.01
+    # What computes; auto: a GPU if there is one. One process serves one GPU.
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    # The share of a GPU's memory that weights, steps, graphs and KV memory take together; the last
+    # gets what the others leave.
+    gpu_memory_utilization: Annotated[Number, Field(gt=0, le=1)] = 0.9
+    # A decode step as one CUDA graph for each padded number of sequences.
+    cuda_graphs: bool = True
     num_threads: Annotated[Integer, Field(ge=1, le=256)] | Annotated[None, Auto] = None
     # The core of each thread; without, the system moves them as it likes.
     thread_cpus: Annotated[

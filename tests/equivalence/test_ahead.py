@@ -10,9 +10,10 @@ from equivalences import Case, assert_equal, pool_blocks
 from factories import generate_checked
 from octavo import kernels
 from octavo.engine import Engine
+from octavo.errors import StepMemoryError
 from octavo.execution.device_runner import DeviceRunner
 from octavo.sampling_params import parse
-
+from octavo.scheduling.sequence import StepPlan
 
 KINDS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 1.2, "top_k": 40},
@@ -128,3 +129,27 @@ def test_a_sequence_that_stops_is_computed_once_too_often(exact_case: Case) -> N
         assert got.finishes != ["length"]
     assert 0 < sum(wasted) <= len(exact_case.prompts)
     assert ahead.scheduler.allocator.num_used == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_step_without_memory_costs_one_request(exact_case: Case, ahead: bool) -> None:
+    """The costliest of the step ends with an error; the others get their tokens."""
+    engine = exact_case.engine(run_ahead=ahead, max_num_batched_tokens=64)
+    name = "launch" if ahead else "run"
+    compute, calls = getattr(engine.runner, name), 0
+
+    def out_of_memory_at_the_second(plan: StepPlan) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StepMemoryError("no memory is left for 64 prompt tokens")
+        return compute(plan)
+
+    setattr(engine.runner, name, out_of_memory_at_the_second)
+    results = generate_checked(engine, exact_case.prompts, exact_case.params)
+    failed = [index for index, result in enumerate(results) if result.finishes == ["error"]]
+    assert len(failed) == 1 and calls > 2
+    for index, (got, expected) in enumerate(zip(results, exact_case.alone, strict=True)):
+        if index not in failed:
+            assert_equal(got, expected)
+    assert engine.scheduler.allocator.num_used == 0

@@ -117,18 +117,23 @@ class DeviceRunner:
         self._graphs: dict[int, DecodeGraph] = {}
 
     @torch.inference_mode()
-    def capture(self) -> None:
-        """Captures all graphs, the largest first, so that the others fit into its memory."""
+    def capture(self, *, largest_only: bool = False) -> None:
+        """Captures the graphs, the largest first, so that the others fit into its memory."""
         began_s = time.monotonic()
-        for done, size in enumerate(reversed(self._sizes)):
+        sizes = self._sizes[-1:] if largest_only else self._sizes
+        for done, size in enumerate(reversed(sizes), 1):
             self._graphs[size] = DecodeGraph(self._body(size), self._device)
-            if done % 10 == 0:
-                log.info("captured %d of %d decode graphs", done + 1, len(self._sizes))
-        if self._sizes:
-            log.info(
-                "captured %d decode graphs, up to %d sequences, in %.1f s",
-                len(self._sizes), self._sizes[-1], time.monotonic() - began_s,
-            )  # fmt: skip
+            if done % 8 == 0 or done == len(sizes):
+                log.info(
+                    "captured %d of %d decode graphs, up to %d sequences, in %.1f s",
+                    done, len(sizes), sizes[-1], time.monotonic() - began_s,
+                )  # fmt: skip
+
+    def forget_graphs(self) -> None:
+        """Gives their memory back."""
+        self._graphs.clear()
+        _pools.pop(self._device, None)
+        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingDeviceStep:

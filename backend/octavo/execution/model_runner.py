@@ -13,10 +13,12 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.execution.device_load import choose_device, load_on_gpu
+from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.forward_batch import BatchBuilder
 from octavo.execution.kv_cache import KVCache
 from octavo.execution.kv_namespace import kv_namespace
-from octavo.execution.memory_plan import plan_memory
+from octavo.execution.memory_plan import MemoryPlan, plan_memory
 from octavo.execution.sampler import SampledTokens, Sampler
 from octavo.kernels import cpu
 from octavo.kernels.cpu import Library
@@ -52,7 +54,7 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig) -> None:
         """Raises ConfigError if the checkpoint or a setting cannot be served."""
-        self.device = torch.device("cpu")
+        self.device = choose_device(config.device)
         self.num_threads = config.num_threads or len(os.sched_getaffinity(0))
         self._cpus = config.thread_cpus
         _check_cpus(self._cpus, self.num_threads)
@@ -66,30 +68,41 @@ class ModelRunner:
         self.model_config = read_model_config(self.folder)
         name = self.model_config.dtype if config.dtype == "auto" else config.dtype
         self.dtype: torch.dtype = getattr(torch, name)
-        plan = plan_memory(config, self.model_config, name)
-        self.max_model_len = plan.max_model_len
         if config.lm_head_format not in ("auto", name):
             raise ConfigError(
                 f"lm_head_format = {config.lm_head_format!r}: the model computes in {name}; set "
                 f"dtype = {config.lm_head_format!r}, or lm_head_format = 'auto' (8 bits)"
             )
-        self.library = self._load_library(config)
         self.weight_format = weight_format(config.weight_format, config.weight_group_size, name)
-        self.model = Decoder(
-            self.model_config, self.folder, self.dtype, self.max_model_len,
-            self.weight_format, config.lm_head_format, self.library,
-        )  # fmt: skip
-        _return_free_memory()
-        self.kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, self.device)
+        self.library: Library | None = None
+        self._on_gpu: DeviceRunner | None = None
+        if self.device.type == "cuda":
+            loaded = load_on_gpu(
+                config, self.model_config, self.folder, self.dtype, self.weight_format, self.device
+            )
+            plan, self.model, self.kv_cache = loaded.plan, loaded.model, loaded.kv_cache
+            self._on_gpu = loaded.runner
+        else:
+            plan = plan_memory(config, self.model_config, name)
+            self.library = self._load_library(config)
+            self.model = Decoder(
+                self.model_config, self.folder, self.dtype, plan.max_model_len,
+                self.weight_format, config.lm_head_format, self.library,
+            )  # fmt: skip
+            _return_free_memory()
+            self.kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, self.device)
+        self.max_model_len = plan.max_model_len
         self._batches = BatchBuilder(self.block_size)
         self._sampler = Sampler(self.library)
         self._latest: dict[Sequence, int] = {}  # the tokens of the last launch
-        is_queued = self.device.type == "cuda"
-        self.runs_ahead = is_queued if config.run_ahead is None else config.run_ahead
+        self.runs_ahead = self._on_gpu is not None if config.run_ahead is None else config.run_ahead
+        self._log_what_was_loaded(config, plan)
+
+    def _log_what_was_loaded(self, config: EngineConfig, plan: MemoryPlan) -> None:
+        where = f"{self.num_threads} threads" if self._on_gpu is None else str(self.device)
         log.info(
-            "loaded %s: %s weights %.1f MB, %d threads; context %d tokens",
-            self.folder, self.weight_format, self.model.num_bytes / 1e6, self.num_threads,
-            self.max_model_len,
+            "loaded %s: %s weights %.1f MB, %s; context %d tokens",
+            self.folder, self.weight_format, self.model.num_bytes / 1e6, where, self.max_model_len,
         )  # fmt: skip
         if self.weight_quality == "ungated":
             head = matrix_format(self.weight_format, "lm_head", config.lm_head_format)
@@ -131,7 +144,9 @@ class ModelRunner:
 
     @property
     def kernels(self) -> str:
-        """Which ones compute: an instruction set's, or "reference"."""
+        """Which ones compute: an instruction set's, "gpu", or "reference"."""
+        if self._on_gpu is not None:
+            return "gpu"
         return "reference" if self.library is None else self.library.isa
 
     @property
@@ -164,7 +179,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> SampledTokens:
-        """Computes the planned tokens and samples where a sequence needs its next one."""
+        """Computes the planned tokens and samples where a sequence needs its next one. Raises
+        StepMemoryError."""
+        if self._on_gpu is not None:
+            return self._on_gpu.launch(plan).result()
         batch = self._batches.build(plan)
         return self._sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache)).result()
 
@@ -172,6 +190,8 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> PendingStep:
         """Begins a step; those that were launched before it go first. Decodes may await the token
         that the last one samples for them. Raises StepMemoryError."""
+        if self._on_gpu is not None:
+            return self._on_gpu.launch(plan)
         batch = self._batches.build(plan)
         for row, sequence in enumerate(plan.decodes):
             if sequence.awaits_token:
