@@ -63,6 +63,9 @@ USER triton-server
 
 FROM environment AS gpu
 ARG TORCH_VERSION TORCH_INDEX_GPU
+# The Triton language compiles the call of each kernel as a small C extension when it first runs.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev \
+    && rm -rf /var/lib/apt/lists/*
 RUN /usr/bin/python3 -m pip install --extra-index-url ${TORCH_INDEX_GPU} torch==${TORCH_VERSION}
 COPY --from=octavo /opt/octavo/bin /opt/octavo/bin
 COPY --from=octavo /opt/octavo/lib /opt/octavo/lib

@@ -21,6 +21,7 @@ from octavo.errors import EngineDeadError, StepMemoryError
 from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner, PendingStep
+from octavo.execution.nvtx import span
 from octavo.execution.sampler import PromptLogprobs, SampledTokens
 from octavo.generation import (
     GenerationRequest,
@@ -322,7 +323,8 @@ class Engine:
 
     def _plan(self) -> StepPlan:
         """The next step, with the blocks moved that it needs elsewhere."""
-        plan = self.scheduler.schedule()
+        with span("schedule"):
+            plan = self.scheduler.schedule()
         self._count_admitted(plan)
         self._transfer.run(plan)
         return plan

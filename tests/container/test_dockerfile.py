@@ -79,14 +79,16 @@ def test_build_holds_our_flags_against_the_images_binary(target: str) -> None:
     assert "octavo exec-server --check" in stages()[target].arguments("RUN")
 
 
-def test_cpu_and_gpu_differ_in_the_index_of_torch_alone() -> None:
+def test_cpu_and_gpu_differ_in_the_index_of_torch_and_a_c_compiler() -> None:
     def spelt(target: str) -> list[tuple[str, str]]:
         own = stages()[target].instructions
         return [
             (name, text.replace(f"TORCH_INDEX_{target.upper()}", "INDEX")) for name, text in own
         ]
 
-    assert spelt("cpu") == spelt("gpu")
+    (compiler,) = [each for each in spelt("gpu") if "gcc" in each[1]]
+    assert spelt("cpu") == [each for each in spelt("gpu") if each != compiler]
+    assert "python3-dev" in compiler[1], "what it compiles includes Python.h"
     assert defaults()["TORCH_INDEX_CPU"] != defaults()["TORCH_INDEX_GPU"]
 
 

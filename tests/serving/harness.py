@@ -108,6 +108,7 @@ class Served:
         version: Path,
         *,
         batched: bool = True,
+        gpu: int = 0,
         settings: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         own = {"model": str(folder), "num_threads": 1, "block_size": 4, **settings}
@@ -124,6 +125,8 @@ class Served:
                 "model_repository": str(version.parent),
                 "model_version": version.name,
                 "model_name": "llm",
+                "model_instance_name": f"llm_0_{gpu}",
+                "model_instance_device_id": str(gpu),
             }
         )
         self.engine = self.model._engine

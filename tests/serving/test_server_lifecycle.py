@@ -49,6 +49,11 @@ def test_server_says_why_it_does_not_load(
         Served(scripted_folder, tmp_path / "1", settings=settings)
 
 
+def test_server_is_not_started_on_a_second_gpu(scripted_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(pb_utils.TritonModelException, match=r"llm_0_1.*CUDA_VISIBLE_DEVICES"):
+        Served(scripted_folder, tmp_path / "1", gpu=1)
+
+
 def test_server_returns_from_execute_while_there_is_room(
     serve: Serve, scripted_folder: Path
 ) -> None:

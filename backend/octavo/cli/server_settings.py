@@ -134,6 +134,8 @@ def server_environment(
     if base.get("LD_LIBRARY_PATH"):
         libraries.append(base["LD_LIBRARY_PATH"])
     return {
+        # Triton starts an instance for each GPU that it sees; an engine serves one.
+        **({"CUDA_VISIBLE_DEVICES": "0"} if has_gpu() else {}),
         # The engine shares its cores with the server, its senders and often its clients. OpenMP
         # threads that wait by spinning for milliseconds, as they do by default, keep off the core
         # the very thread they wait for; those that sleep at once wake up late.

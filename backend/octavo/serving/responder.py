@@ -11,6 +11,7 @@ import time
 from queue import SimpleQueue
 
 from octavo.engine import Engine
+from octavo.execution.nvtx import span
 from octavo.generation import GenerationRequest, TokenOutput
 from octavo.scheduling.sequence import FinishReason
 from octavo.serving.reply import Reply
@@ -67,8 +68,9 @@ class _Sender:
             by_reply: dict[Reply, list[TokenOutput]] = {}
             for reply, output in itertools.chain.from_iterable(filter(None, steps)):
                 by_reply.setdefault(reply, []).append(output)
-            for reply, outputs in by_reply.items():
-                _deliver(reply, outputs)
+            with span("send"):
+                for reply, outputs in by_reply.items():
+                    _deliver(reply, outputs)
             if steps[-1] is None:
                 return
             if len(by_reply) > 1:  # a lone stream costs little, and somebody may be reading it

@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 from octavo.config import load_config
 from octavo.engine import Engine
-from octavo.errors import OctavoError
+from octavo.errors import ConfigError, OctavoError
 from octavo.serving.admission import Admission
 from octavo.serving.incoming import ErrorCode, TritonSender, copy_request
 from octavo.serving.metrics import MetricsExporter
@@ -37,6 +37,11 @@ class OctavoModel:
             raise pb_utils.TritonModelException(f"octavo: {exc}") from None
 
     def _initialize(self, args: dict[str, str]) -> None:
+        if int(args["model_instance_device_id"]) > 0:
+            raise ConfigError(
+                f"instance {args['model_instance_name']}: an engine serves one GPU; start a server "
+                "for each, with CUDA_VISIBLE_DEVICES set to its GPU"
+            )
         self._batched = json.loads(args["model_config"])["max_batch_size"] > 0
         version = Path(args["model_repository"]) / args["model_version"]
         config = load_config(version / "engine.toml")

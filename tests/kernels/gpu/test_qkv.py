@@ -1,0 +1,145 @@
+"""The pass between the product with the stacked weights and attention, against its reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo import kernels
+from octavo.kernels.gpu.qkv import rope_and_store
+
+# The interpreter is numpy, which warns of what IEEE 754 gives.
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BLOCK_SIZE, NUM_BLOCKS = 16, 5
+# The interpreter cuts off what a cast to bfloat16 would round.
+TYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
+QUANTIZED = [torch.int8, torch.float8_e4m3fn]
+
+
+class Case:
+    def __init__(
+        self, tokens: int, heads: int, groups: int, dim: int, rotary: int, dtype: torch.dtype,
+        cache: torch.dtype, *, normed: bool = True,
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(tokens + dim)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(DEVICE)
+
+        self.heads, self.groups = heads, groups
+        # A view of a wider product, as rows of it are not side by side then.
+        self.qkv = drawn(tokens, heads + 2 * groups + 1, dim).to(dtype)[:, : heads + 2 * groups]
+        self.norm = 1 + 0.3 * drawn(heads + groups, dim).to(dtype) if normed else None
+        angles = 3 * drawn(tokens, rotary // 2)
+        self.rotary = angles.cos(), angles.sin()
+        slots = torch.randperm(NUM_BLOCKS * BLOCK_SIZE, generator=generator)[:tokens]
+        self.slots = torch.where(torch.arange(tokens) % 5 == 3, -1, slots).to(DEVICE)
+        self.cache, self.dim = cache, dim
+
+    def empty(self) -> tuple[Tensor, ...]:
+        """Caches, strided by more than a block, and their scales."""
+        shape = (NUM_BLOCKS, 2, BLOCK_SIZE, self.groups, self.dim)
+        keys, values = (torch.zeros(shape, device=DEVICE).to(self.cache)[:, 0] for _ in range(2))
+        if self.cache not in QUANTIZED:
+            return keys, values
+        scales = [torch.zeros(shape[:-1], device=DEVICE).half()[:, 0] for _ in range(2)]
+        return keys, values, *scales
+
+    def run(self, operator: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        keys, values, *scales = caches = self.empty()
+        queries = operator(
+            self.qkv, self.norm, 1e-6, *self.rotary, keys, values, self.slots, *scales,
+            num_heads=self.heads,
+        )  # fmt: skip
+        return queries, tuple(caches)
+
+
+def assert_same(case: Case, close: float) -> None:
+    got, caches = case.run(rope_and_store)
+    expected, wanted = case.run(kernels.rope_and_store)
+    torch.testing.assert_close(got, expected, rtol=close, atol=close)
+    for own, other in zip(caches, wanted, strict=True):
+        assert own.dtype is other.dtype
+        if case.cache in QUANTIZED and own.dtype is case.cache:
+            # A step of the stored numbers, where what is quantized differs in its last bit.
+            steps = own.view(torch.int8).int() - other.view(torch.int8).int()
+            assert steps.abs().max() <= 1 and (steps != 0).float().mean() < 0.02
+        else:
+            torch.testing.assert_close(own, other, rtol=max(close, 1e-3), atol=close)
+    written = caches[0].float().abs().sum((1, 2, 3)).count_nonzero()
+    assert written > 0
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (8, 2), (8, 1)])
+@pytest.mark.parametrize(("dim", "rotary"), [(64, 64), (80, 80), (128, 64), (96, 0)])
+def test_shapes(heads: int, groups: int, dim: int, rotary: int) -> None:
+    assert_same(Case(7, heads, groups, dim, rotary, torch.float32, torch.float32), 1e-5)
+
+
+@pytest.mark.parametrize("cache", [*TYPES, *QUANTIZED])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_types(dtype: torch.dtype, cache: torch.dtype) -> None:
+    close = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert_same(Case(12, 4, 2, 64, 64, dtype, cache), close)
+
+
+@pytest.mark.parametrize("cache", QUANTIZED)
+def test_quantized_numbers_are_those_of_the_reference(cache: torch.dtype) -> None:
+    """Without a norm, values are quantized from the very same numbers."""
+    case = Case(12, 4, 2, 64, 0, torch.float16, cache, normed=False)
+    _, caches = case.run(rope_and_store)
+    _, wanted = case.run(kernels.rope_and_store)
+    for own, other in zip(caches, wanted, strict=True):
+        assert torch.equal(own.view(torch.int8), other.view(torch.int8)), own.dtype
+
+
+@pytest.mark.parametrize("cache", QUANTIZED)
+def test_what_is_not_finite_makes_its_own_scale_so(cache: torch.dtype) -> None:
+    case = Case(12, 4, 2, 64, 0, torch.float16, cache, normed=False)
+    case.slots = torch.arange(12, device=DEVICE)
+    case.qkv[1, 4, 7] = float("nan")
+    case.qkv[2, 6, 3] = float("inf")
+    case.qkv[3, 7] = 0
+    _, (keys, values, key_scales, value_scales) = case.run(rope_and_store)
+    _, (_, other, wanted_keys, wanted_values) = case.run(kernels.rope_and_store)
+    torch.testing.assert_close(key_scales, wanted_keys, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(value_scales, wanted_values, rtol=0, atol=0, equal_nan=True)
+    assert key_scales.isnan().sum() == 1 and value_scales.isinf().sum() == 1
+    assert value_scales[0, 3, 1] == 0 and not values[0, 3, 1].float().any()
+    finite = torch.arange(12) != 2
+    assert torch.equal(values[0, :12][finite].float(), other[0, :12][finite].float())
+    assert keys[0, 5].float().any()
+
+
+def test_a_cast_stops_at_the_largest_number() -> None:
+    case = Case(3, 2, 1, 64, 0, torch.float32, torch.float16, normed=False)
+    case.slots = torch.arange(3, device=DEVICE)
+    case.qkv[0, 3, :3] = torch.tensor([1e6, -1e6, float("inf")])
+    _, (_, values) = case.run(rope_and_store)
+    assert values[0, 0, 0, :3].tolist() == [65504.0, -65504.0, float("inf")]
+
+
+def test_a_token_alone_gets_the_same_bits() -> None:
+    case = Case(9, 8, 2, 80, 80, torch.float16, torch.int8)
+    together, caches = case.run(rope_and_store)
+    case.qkv, case.slots = case.qkv[4:5], case.slots[4:5]
+    case.rotary = tuple(each[4:5] for each in case.rotary)  # type: ignore[assignment]
+    alone, own = case.run(rope_and_store)
+    assert torch.equal(alone, together[4:5])
+    slot = int(case.slots)
+    place = slot // BLOCK_SIZE, slot % BLOCK_SIZE
+    assert torch.equal(own[0][place], caches[0][place]) and own[0][place].any()
+
+
+def test_nothing_is_written_for_nobody() -> None:
+    case = Case(6, 4, 2, 64, 64, torch.float32, torch.float32)
+    case.slots[:] = -1
+    _, caches = case.run(rope_and_store)
+    assert not any(cache.any() for cache in caches)
+    case.qkv, case.slots = case.qkv[:0], case.slots[:0]
+    case.rotary = tuple(each[:0] for each in case.rotary)  # type: ignore[assignment]
+    assert case.run(rope_and_store)[0].shape == (0, 4, 64)
