@@ -196,6 +196,7 @@ def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_threads": args.threads,
         "max_num_seqs": max(args.concurrency, 32),
         "sender_duty_cycle": args.duty_cycle,
+        "gpu_memory_utilization": 0.45,  # both are there at once
     }
 
 

@@ -1,5 +1,5 @@
-"""What lies between the product with the stacked weights and attention, in one pass: norm, rotation,
-and the write to KV memory, quantized on the way."""
+"""What lies between the product with the stacked weights and attention, in one pass: norm,
+rotation, and the write to KV memory, quantized on the way."""
 
 import torch
 import triton
