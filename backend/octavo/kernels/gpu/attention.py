@@ -87,7 +87,7 @@ def paged_attention(
     }  # fmt: skip
 
     if num_decodes > 0:
-        tile = decode_tile(padded_dim, key_cache.itemsize)
+        tile = decode_tile(padded_dim, max(query.itemsize, key_cache.itemsize))
         splits = {"SPLIT_TILES": SPLIT_TOKENS // tile, "MAX_SPLITS": max_splits(groups)}
         longest = max_context if window is None else min(max_context, window + tile)
         slots = num_slots(groups, longest)
@@ -111,7 +111,9 @@ def paged_attention(
                 SLOTS=16, num_warps=4,
             )  # fmt: skip
     if num_decodes < num_sequences and max_query_len > 0:
-        tiles = prefill_tiles(padded_dim, query.itemsize, group)
+        tiles = prefill_tiles(
+            padded_dim, query.itemsize, group, is_quantized=key_scales is not None
+        )
         num_tiles = triton.cdiv(max_query_len, tiles.block_m // group)
         prefill_kernel[num_tiles, groups, num_sequences - num_decodes](
             *tensors, query_start, context_lens, out,

@@ -33,9 +33,11 @@ def choose_splits(num_sequences: int, num_kv_heads: int, num_sms: int, max_conte
     return min(wanted, num_slots(num_kv_heads, max_context))
 
 
-def decode_tile(padded_dim: int, cache_bytes: int) -> int:
-    """Keys of a tile: 16 KB, of which a processor has room for several in flight."""
-    return max(16, min(128, 16384 // (padded_dim * cache_bytes)))
+def decode_tile(padded_dim: int, num_bytes: int) -> int:
+    """Keys of a tile: 16 KB of them, at `num_bytes` for the larger one of a query's and a stored
+    number, so that they fit the registers as they are multiplied, and several tiles are in
+    flight on a processor."""
+    return max(16, min(128, 16384 // (padded_dim * num_bytes)))
 
 
 @triton.jit
@@ -141,11 +143,11 @@ def reduce_kernel(
     dims = tl.arange(0, PADDED_D)
     acc = tl.zeros([PADDED_D], tl.float32)
     for begin in range(0, num_splits, SLOTS):
-        slots = begin + tl.arange(0, SLOTS)
-        inside = slots < num_splits
-        weights = tl.exp2(tl.load(stats + slots * 2, mask=inside, other=float("-inf")) - peak)
+        some = begin + tl.arange(0, SLOTS)
+        inside = some < num_splits
+        weights = tl.exp2(tl.load(stats + some * 2, mask=inside, other=float("-inf")) - peak)
         part = tl.load(
-            partial_out + (row * num_slots + slots)[:, None] * D + dims[None, :],
+            partial_out + (row * num_slots + some)[:, None] * D + dims[None, :],
             mask=inside[:, None] & (dims < D)[None, :], other=0.0,
         )  # fmt: skip
         acc += tl.sum(part * weights[:, None], 0)

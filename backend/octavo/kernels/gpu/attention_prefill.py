@@ -18,22 +18,25 @@ class Tiles:
     num_stages: int
 
 
-# By the padded head size, at most, and bytes of a query's number: what fits the registers and the
-# 227 KB of shared memory of one of Hopper's processors.
+# By the padded head size, 64 at least, and the bytes of a query's number. Compiled for Hopper with
+# keys of the query's type, each needs at most 128 KB of shared memory, and none spills registers.
 CONFIGS = {
-    (64, 2): Tiles(128, 128, 8, 3),
+    (64, 2): Tiles(128, 64, 8, 3),
     (128, 2): Tiles(128, 64, 8, 3),
     (256, 2): Tiles(128, 32, 8, 2),
-    (64, 4): Tiles(64, 32, 4, 2),
-    (128, 4): Tiles(64, 32, 8, 2),
+    (64, 4): Tiles(64, 32, 8, 2),
+    (128, 4): Tiles(64, 16, 8, 2),
     (256, 4): Tiles(32, 16, 8, 2),
 }
 
 
-def prefill_tiles(padded_dim: int, query_bytes: int, group: int) -> Tiles:
-    """A choice of the model's shapes alone: another tile could round otherwise."""
+def prefill_tiles(padded_dim: int, query_bytes: int, group: int, *, is_quantized: bool) -> Tiles:
+    """A choice of the model's shapes alone: another tile could round otherwise. Quantized keys
+    take registers twice, as they are stored and as they are multiplied."""
     found = CONFIGS[max(64, padded_dim), query_bytes]
-    return replace(found, block_m=max(found.block_m, triton.next_power_of_2(group)))
+    block_n = max(16, found.block_n // 2) if is_quantized else found.block_n
+    block_m = max(found.block_m, triton.next_power_of_2(group))
+    return replace(found, block_m=block_m, block_n=block_n)
 
 
 @triton.jit(

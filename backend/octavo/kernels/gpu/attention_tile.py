@@ -32,6 +32,12 @@ def attend_tile(
     inside = (at >= begin) & (at < end) if IS_MASKED else tl.full([BLOCK_N], True, tl.int1)
     block = tl.load(table + at // Z, mask=inside, other=0).to(tl.int64)
     row = at % Z * G
+    if IS_QUANTIZED:
+        # Loads of two bytes are not made ahead by the compiler: both now, as far from their use
+        # as can be.
+        key_scale = tl.load(key_scales + block * key_scale_stride + row, mask=inside, other=0.0)
+        value_place = value_scales + block * value_scale_stride + row
+        value_scale = tl.load(value_place, mask=inside, other=0.0)
     mask = inside[:, None]
     if PADDED_D != D:
         mask = mask & (dims < D)[None, :]
@@ -40,7 +46,6 @@ def attend_tile(
     key = tl.load(key_cache + place, mask=mask, other=0.0).to(query.dtype)
     score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
     if IS_QUANTIZED:
-        key_scale = tl.load(key_scales + block * key_scale_stride + row, mask=inside, other=0.0)
         score *= key_scale.to(tl.float32)[None, :]
     if IS_CAPPED:
         # tanh by a power that cannot overflow.
@@ -61,9 +66,6 @@ def attend_tile(
     place = (block * value_stride + row * D)[:, None] + dims[None, :]
     value = tl.load(value_cache + place, mask=mask, other=0.0).to(query.dtype)
     if IS_QUANTIZED:
-        value_scale = tl.load(
-            value_scales + block * value_scale_stride + row, mask=inside, other=0.0
-        )
         if query.dtype == tl.float16:
             # A weight times a small scale would lose its bits below float16's smallest number;
             # the product with the value is rounded once, as the reference's is.
