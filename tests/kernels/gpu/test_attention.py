@@ -25,7 +25,9 @@ from octavo.kernels.gpu.attention_decode import (
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 QUANTIZED = (torch.int8, torch.float8_e4m3fn)
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3}
-PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float16"])
+if DEVICE == "cuda":  # the interpreter's tl.dot is wrong in bfloat16
+    TOLERANCES[torch.bfloat16] = 2e-2
+PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 # (query heads, KV heads, head size, block size)
 SHAPES = [(2, 2, 64, 16), (8, 2, 80, 32), (8, 1, 128, 16), (6, 2, 24, 256), (5, 1, 8, 16)]
 NOWHERE = -(2**40)  # of a table: memory that nobody has
@@ -179,12 +181,13 @@ def test_small_and_large_quantized_values(size: float, kv: torch.dtype) -> None:
     torch.testing.assert_close(inputs.attend().float(), expected, rtol=2e-3, atol=2e-3 * size)
 
 
-@PRECISIONS
-@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize(
+    ("dtype", "softcap"), [(torch.float32, None), (torch.float32, 0.7), (torch.float16, 0.7)]
+)
 @pytest.mark.parametrize("window", [None, 1, 16, 37, 290, 5000])
 def test_windows_and_softcap(window: int | None, softcap: float | None, dtype: torch.dtype) -> None:
     """What lies in blocks before every window is NaN, and tables do not say where it is."""
-    inputs = make([*MIXED[:2], (1, 700), *MIXED[2:]], 3, (4, 2, 16, 16), dtype, window=window)
+    inputs = make([*MIXED[:2], (1, 700), *MIXED[2:]], 3, (4, 1, 16, 16), dtype, window=window)
     check(inputs, window=window, softcap=softcap)
 
 
@@ -202,11 +205,12 @@ def test_a_window_ends_where_it_should(num_decodes: int) -> None:
         assert inputs.attend(window=min(window + 1, 151)).isnan().any() == (window < 151)
 
 
-@PRECISIONS
-@pytest.mark.parametrize("kv", [None, torch.int8], ids=["plain", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "kv"), [(torch.float32, torch.float32), (torch.float16, torch.int8)], ids=str
+)
 @pytest.mark.parametrize("window", [None, 37, 300])
 def test_a_row_alone_has_the_bits_it_has_in_a_batch(
-    window: int | None, kv: torch.dtype | None, dtype: torch.dtype
+    window: int | None, kv: torch.dtype, dtype: torch.dtype
 ) -> None:
     batch = [(1, 1000), (1, 300), (1, 0), (40, 131), (1, 1), (5, 400)]
     inputs = make(batch, 3, (8, 1, 32, 16), dtype, kv)

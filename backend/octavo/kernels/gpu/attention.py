@@ -56,8 +56,8 @@ def paged_attention(
     num_splits: programs that share the splits of a decode's context; choose_splits' number
         if None
 
-    The bits of a token's row depend on its own query and context alone, and on the model's
-    shapes and types: not on other rows, S, B, num_splits or max_query_len.
+    The bits of a token's row depend on its own sequence alone (the chunk and the context), and
+    on the model's shapes and types: not on other rows, S, B, num_splits or max_query_len.
     """
     _, heads, dim = query.shape
     _, block_size, groups, _ = key_cache.shape
