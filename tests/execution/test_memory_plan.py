@@ -9,7 +9,8 @@ import pytest
 from factories import TOY_CONFIG
 from octavo.config import make_config
 from octavo.errors import ConfigError
-from octavo.execution.memory_plan import MemoryPlan, plan_memory
+from octavo.execution.device_load import largest_batch
+from octavo.execution.memory_plan import DeviceMemory, MemoryPlan, plan_memory
 from octavo.models.config_section import ConfigSection
 from octavo.models.families import FAMILIES
 from octavo.models.model_config import ModelConfig
@@ -128,3 +129,27 @@ def test_the_pool_counts_every_byte_of_a_block() -> None:
     assert got.layout.block_bytes == 2 * 4 * 64
     assert got.num_blocks == 2 * 22
     assert plan(own, kv_cache_dtype="int8", block_size=3, kv_cache_bytes=22 * 512).num_blocks == 22
+
+
+def test_a_gpus_memory_is_shared_out() -> None:
+    gib = 2**30
+    memory = DeviceMemory(
+        total=80 * gib, taken_elsewhere=gib, weights=16 * gib, step_peak=2 * gib, graphs=gib
+    )
+    assert memory.left_for_kv(0.9) == 72 * gib - 20 * gib
+    with pytest.raises(ConfigError) as caught:
+        memory.left_for_kv(0.25)
+    for part in ("gpu_memory_utilization = 0.25", "20.00 GiB of 80.00 GiB", "16.00 GiB", "lower"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(("tokens", "sequences"), [(256, 32), (2048, 256), (3, 8), (700, 1)])
+def test_the_largest_batch_is_one_that_can_be(tokens: int, sequences: int) -> None:
+    batch = largest_batch(tokens, sequences, max_blocks=20, block_size=16)
+    lengths = batch.query_start.diff()
+    assert len(batch.token_ids) == tokens == int(lengths.sum()) == len(batch.positions)
+    assert len(lengths) == len(batch.context_lens) <= max(sequences, -(-tokens // 320))
+    assert (lengths[: batch.num_decodes] == 1).all()
+    assert int(lengths.max()) <= batch.max_query_len <= 20 * 16
+    assert int(batch.positions.max()) < 20 * 16 and (batch.slot_mapping == -1).all()
+    assert batch.sample_indices.tolist() == (batch.query_start[1:] - 1).tolist()

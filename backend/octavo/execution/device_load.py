@@ -104,7 +104,13 @@ def _load(
         )  # fmt: skip
 
     trial = KVCache.allocate(layout, 1, device)
-    memory = _measure(config, model, trial, runner(trial, longest))
+    batch = largest_batch(
+        config.max_num_batched_tokens,
+        config.max_num_seqs,
+        -(-longest // layout.block_size),
+        layout.block_size,
+    )
+    memory = _measure(config, model, trial, runner(trial, longest), batch.to(device))
     del trial
     torch.cuda.empty_cache()
     left = memory.left_for_kv(config.gpu_memory_utilization)
@@ -123,14 +129,17 @@ def _load(
 
 
 def _measure(
-    config: EngineConfig, model: Decoder, trial: KVCache, runner: DeviceRunner
+    config: EngineConfig,
+    model: Decoder,
+    trial: KVCache,
+    runner: DeviceRunner,
+    batch: ForwardBatch,
 ) -> DeviceMemory:
     """Runs the largest step and captures the largest graph, on a pool of one block."""
     device = trial.storage.device
     free, total = torch.cuda.mem_get_info(device)
     taken_elsewhere = total - free - torch.cuda.memory_reserved(device)
     weights = torch.cuda.memory_allocated(device)
-    batch = largest_batch(config.max_num_batched_tokens, config.max_num_seqs).to(device)
     with torch.inference_mode():
         model.forward(batch, trial)  # compiles and tunes
         torch.cuda.synchronize(device)
@@ -149,21 +158,26 @@ def _measure(
     return DeviceMemory(total, taken_elsewhere, weights, step_peak, graphs)
 
 
-def largest_batch(num_tokens: int, max_num_seqs: int) -> ForwardBatch:
-    """Prompts of `num_tokens` together, as many as may end in one step, that store nothing and
-    read block 0."""
-    count = min(num_tokens, max_num_seqs)
-    lengths = torch.full((count,), num_tokens // count)
-    lengths[: num_tokens % count] += 1
+def largest_batch(
+    num_tokens: int, max_num_seqs: int, max_blocks: int, block_size: int
+) -> ForwardBatch:
+    """As many sequences decode as can beside prompts that take the rest of the budget: so there are
+    as many tokens, logits and decodes' partial sums as there can be. It stores nothing and reads
+    block 0; tables have the columns of the longest context."""
+    num_prompts = -(-num_tokens // (max_blocks * block_size))
+    num_decodes = max(min(max_num_seqs, num_tokens) - num_prompts, 0)
+    rest = num_tokens - num_decodes
+    chunks = [rest // num_prompts + (i < rest % num_prompts) for i in range(num_prompts)]
+    lengths = torch.tensor([1] * num_decodes + chunks)
     ends = lengths.cumsum(0)
     return ForwardBatch(
         token_ids=torch.zeros(num_tokens, dtype=torch.int64),
         positions=torch.cat([torch.arange(int(length)) for length in lengths]),
         slot_mapping=torch.full((num_tokens,), -1),
-        block_tables=torch.zeros(count, num_tokens, dtype=torch.int64),
+        block_tables=torch.zeros(len(lengths), max_blocks, dtype=torch.int64),
         query_start=torch.cat([torch.zeros(1, dtype=torch.int64), ends]),
-        context_lens=lengths.clone(),
+        context_lens=lengths,
         sample_indices=ends - 1,
-        num_decodes=0,
-        max_query_len=int(lengths.max()),
+        num_decodes=num_decodes,
+        max_query_len=max(chunks),
     )

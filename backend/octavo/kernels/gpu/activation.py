@@ -39,7 +39,7 @@ def _gated_kernel(x, out, stride, width, IS_SILU: tl.constexpr, BLOCK: tl.conste
     if IS_SILU:
         activated = gate * tl.sigmoid(gate)
     else:
-        # gelu(x) = x / 2 · (1 + tanh(y)), y = √(2/π)(x + 0.044715 x³); tanh(y) = 2 sigmoid(2 y) − 1.
+        # gelu(x) = x/2 · (1 + tanh y) = x · sigmoid(2 y), with y = √(2/π) · (x + 0.044715 x³).
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         activated = gate * tl.sigmoid(2 * inner)
     tl.store(out + row * width + columns, (activated * up).to(out.dtype.element_ty), mask=inside)
