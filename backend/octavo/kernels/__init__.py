@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from octavo.kernels import reference, reference_weights
-from octavo.kernels.cpu import PackedLinear
 from octavo.kernels.operators import PackedWeight
 from octavo.kernels.reference import (
     add_rms_norm,
@@ -60,7 +59,7 @@ def pack(weight: Tensor | QuantizedWeight, dtype: torch.dtype) -> PackedWeight:
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """x [T, in], weight [out, in], bias [out] → [T, out]."""
-    assert not isinstance(weight, PackedLinear), "a library's weight, which Library.linear takes"
+    assert isinstance(weight, Tensor | QuantizedWeight), "packed for other kernels"
     if isinstance(weight, QuantizedWeight):
         return reference_weights.linear_quantized(x, weight, bias)
     return reference.linear(x, weight, bias)

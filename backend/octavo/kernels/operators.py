@@ -1,7 +1,7 @@
 """What a decoder and a sampler compute with, whoever computes it: `octavo.kernels` itself, which
 are the reference operators, or `octavo.kernels.gpu`."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,7 +9,10 @@ from torch import Tensor
 from octavo.kernels.cpu import PackedLinear
 from octavo.kernels.reference_weights import QuantizedWeight
 
-PackedWeight = Tensor | QuantizedWeight | PackedLinear
+if TYPE_CHECKING:
+    from octavo.kernels.gpu.weights import GpuLinear
+
+PackedWeight: TypeAlias = "Tensor | QuantizedWeight | PackedLinear | GpuLinear"
 
 
 class Operators(Protocol):

@@ -55,14 +55,14 @@ def quantize_weight(
     out, width = weight.shape
     length = group_size or width
     assert width % length == 0
-    stored = torch.empty(out, width // length, length, dtype=torch.int8)
-    scales = torch.empty(
-        out, width // length, dtype=torch.float32 if group_size is None else torch.bfloat16
-    )
+    device = weight.device
+    scale_dtype = torch.float32 if group_size is None else torch.bfloat16
+    stored = torch.empty(out, width // length, length, dtype=torch.int8, device=device)
+    scales = torch.empty(out, width // length, dtype=scale_dtype, device=device)
     for begin in range(0, out, _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
         groups = weight[rows].float().view(-1, width // length, length)
-        stored[rows], scales[rows] = _round_groups(groups, bits, scales.dtype)
+        stored[rows], scales[rows] = _round_groups(groups, bits, scale_dtype)
     return QuantizedWeight(stored.view(out, width), scales, group_size, quantized_activations, bits)
 
 
