@@ -68,7 +68,9 @@ def load_on_gpu(
         )
     torch.cuda.set_device(device)
     try:
-        return _load(config, model_config, folder, dtype, weights, device, gpu)
+        gpu.set_cache(config.kernel_cache)
+        rows = gpu.WARM_UP_ROWS
+        return _load(config, model_config, folder, dtype, weights, device, gpu, rows)
     except torch.OutOfMemoryError as exc:
         free, total = torch.cuda.mem_get_info(device)
         raise ConfigError(
@@ -86,6 +88,7 @@ def _load(
     weights: WeightFormat,
     device: torch.device,
     operators: Operators,
+    warm_up_rows: tuple[int, ...],
 ) -> LoadedModel:
     name = str(dtype).removeprefix("torch.")
     longest, layout = longest_context(config, model_config), kv_layout(config, model_config, name)
@@ -104,13 +107,17 @@ def _load(
         )  # fmt: skip
 
     trial = KVCache.allocate(layout, 1, device)
-    batch = largest_batch(
-        config.max_num_batched_tokens,
-        config.max_num_seqs,
-        -(-longest // layout.block_size),
-        layout.block_size,
-    )
-    memory = _measure(config, model, trial, runner(trial, longest), batch.to(device))
+    max_blocks = -(-longest // layout.block_size)
+
+    def batch_of(num_tokens: int) -> ForwardBatch:
+        batch = largest_batch(num_tokens, config.max_num_seqs, max_blocks, layout.block_size)
+        return batch.to(device)
+
+    with torch.inference_mode():
+        for rows in warm_up_rows:  # compiles and tunes what no step shall wait for
+            model.forward(batch_of(min(rows, config.max_num_batched_tokens)), trial)
+    batch = batch_of(config.max_num_batched_tokens)
+    memory = _measure(config, model, trial, runner(trial, longest), batch)
     del trial
     torch.cuda.empty_cache()
     left = memory.left_for_kv(config.gpu_memory_utilization)
