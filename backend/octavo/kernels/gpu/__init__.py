@@ -1,0 +1,1 @@
+"""The operators of `kernels.reference` in the Triton language, for NVIDIA GPUs."""
