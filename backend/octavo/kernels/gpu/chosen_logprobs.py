@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from octavo.kernels.gpu.sampling_chunks import CHUNK, WARPS, row_shape
+from octavo.kernels.gpu.sampling_chunks import CHUNK, UNALIGNED, WARPS, row_shape
 
 
 def chosen_logprobs(logits: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def _load_chosen(logits, vocabulary, token):
     return tl.load(logits + token, mask=(token >= 0) & (token < vocabulary), other=float("nan"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def _chunk_sums(
     logits, stride, vocabulary, token_ids, largest, sums, before, CHUNK: tl.constexpr
 ):  # fmt: skip
@@ -62,7 +62,7 @@ def _chunk_sums(
     tl.store(before + at, tl.sum(comes_before.to(tl.int32), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def _logprobs(
     logits, stride, vocabulary, token_ids, largest, sums, before, num_chunks, logprobs, ranks,
     CHUNKS: tl.constexpr,

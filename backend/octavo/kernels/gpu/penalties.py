@@ -14,6 +14,8 @@ from torch import Tensor
 
 BLOCK, WARPS = 4096, 4  # tokens of a program, to be tuned
 UPDATES = 128  # of a program
+# Views of one buffer may start anywhere: another alignment is no reason to compile in service.
+UNALIGNED = ("slots", "token_ids", "repetition", "frequency", "presence")
 
 
 def penalize_rows(
@@ -71,7 +73,7 @@ def _check(history: Tensor, slots: Tensor, vocabulary: int) -> None:
     assert slots.dim() == 1 and slots.dtype is torch.int64 and slots.is_contiguous()
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def _penalize(
     logits, stride, vocabulary, history, num_slots, slots, repetition, frequency, presence,
     BLOCK: tl.constexpr,
@@ -95,7 +97,7 @@ def _penalize(
         tl.store(places, x, mask=is_seen)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=UNALIGNED)
 def _update_history(
     history, num_slots, vocabulary, slots, token_ids, count,
     IS_PROMPT: tl.constexpr, BLOCK: tl.constexpr,

@@ -24,6 +24,7 @@ from octavo.kernels.gpu.sampling_chunks import (
     CHUNK,
     GROUP,
     GROUPS,
+    UNALIGNED,
     WARPS,
     chunk_stats,
     last_of,
@@ -147,7 +148,7 @@ def _most_likely(largest, first, num_chunks, token_ids, are_finite, CHUNKS: tl.c
     tl.store(are_finite + row, is_finite)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def _draw(
     logits, stride, vocabulary, temperature, top_k, top_p, min_p, uniform, largest, first, sums,
     num_chunks, counts, bounds, values, ids, capacity, tokens,
@@ -204,7 +205,7 @@ def _pick_of_all(
     return chunk * CHUNK + tl.where(place < CHUNK, place, last_of(weights, CHUNK))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=UNALIGNED)
 def _uniform_numbers(seeds, indices, numbers, count, BLOCK: tl.constexpr):
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = places < count

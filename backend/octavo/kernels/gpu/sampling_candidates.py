@@ -9,8 +9,16 @@ tokens as top_k, or as much as top_p of the sum.
 import triton
 import triton.language as tl
 
-from octavo.kernels.gpu.sampling_chunks import last_of, reach, row_stats, scale_of, weights_of
+from octavo.kernels.gpu.sampling_chunks import (
+    UNALIGNED,
+    last_of,
+    reach,
+    row_stats,
+    scale_of,
+    weights_of,
+)
 
+NO_BITS = tl.constexpr(2**31 - 1)
 LEAST_LIMIT = tl.constexpr(2.0**-1000)  # of a top_p of 0, which the largest weight reaches
 
 
@@ -34,7 +42,7 @@ def total_of(sums, row, num_chunks, tops, top, scale, CHUNKS: tl.constexpr):
     return own, tl.sum(own, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def count_candidates(
     logits, stride, vocabulary, temperature, top_k, top_p, min_p, largest, first, sums, groups,
     num_chunks, counts, bounds, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
@@ -68,7 +76,7 @@ def count_candidates(
             tl.store(bounds + row, bound)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def gather_candidates(
     logits, stride, vocabulary, temperature, top_k, top_p, min_p, largest, first, num_chunks,
     counts, bounds, values, ids, capacity, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
@@ -151,22 +159,32 @@ def _threshold(
 ):  # fmt: skip
     """The largest bits from which on the weights, or with IS_COUNT their number, reach the limit,
     which is above zero; 0 if nothing does."""
-    threshold = 0
-    for step in range(15):
-        unit = 1 << (28 - 2 * step)
+    threshold, unit = 0, 1 << 28
+    while unit > 0:
+        # It lies in threshold + [0, 4 · unit): it is what all weights there are, once they are the
+        # same, which is soon.
+        lowest, highest = NO_BITS, -1
         one = tl.full((), 0.0, tl.float64)
         two, three = one, one
         for start in range(0, count, TILE):
             weights, bits = _load_tile(values, start, count, bound, top, scale, TILE)
+            distance = bits - threshold
+            inside = (distance >= 0) & (distance < 4 * unit)
+            lowest = tl.minimum(lowest, tl.min(tl.where(inside, bits, NO_BITS), 0))
+            highest = tl.maximum(highest, tl.max(tl.where(inside, bits, -1), 0))
             if IS_COUNT:
                 weights = tl.where(bits > 0, 1.0, 0.0)
-            distance = bits - threshold
             one += tl.sum(tl.where(distance >= unit, weights, 0.0), 0).to(tl.float64)
             two += tl.sum(tl.where(distance >= 2 * unit, weights, 0.0), 0).to(tl.float64)
             three += tl.sum(tl.where(distance >= 3 * unit, weights, 0.0), 0).to(tl.float64)
-        # They fall, so as many reach the limit as there are steps to go.
+        # The sums fall, so as many reach the limit as there are steps to go.
         steps = (one >= limit).to(tl.int32) + (two >= limit).to(tl.int32)
-        threshold += unit * (steps + (three >= limit).to(tl.int32))
+        steps += (three >= limit).to(tl.int32)
+        is_found = lowest >= highest  # or nothing is there, as the limit is not reached
+        threshold = tl.where(
+            is_found, tl.minimum(lowest, tl.maximum(highest, 0)), threshold + steps * unit
+        )
+        unit = tl.where(is_found, 0, unit >> 2)
     return threshold
 
 

@@ -15,6 +15,9 @@ GROUPS, GROUP = 16, 256
 CHUNK = GROUPS * GROUP
 WARPS = 4
 
+# Views of one buffer may start anywhere: another alignment is no reason to compile in service.
+UNALIGNED = ("temperature", "top_k", "top_p", "min_p", "uniform", "token_ids", "seeds", "indices")
+
 NO_TOKEN = tl.constexpr(2**31 - 1)
 LEAST_SCALE, MOST_SCALE = tl.constexpr(2.0**-126), tl.constexpr(3.4028234663852886e38)
 
@@ -38,7 +41,7 @@ def weights_of(x, largest, scale):
     return tl.exp((x - largest) * scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def chunk_stats(
     logits, stride, vocabulary, temperature, largest, first, sums, groups,
     DRAWS: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr,
