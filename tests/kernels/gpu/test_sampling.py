@@ -69,9 +69,11 @@ def test_greedy_tells_which_rows_are_not_finite(value: float, place: int) -> Non
     assert ((token_ids >= 0) & (token_ids < 4100)).all()
 
 
-@pytest.mark.parametrize("vocab", [1, 7, 1000, 4099])
-def test_sample_picks_what_the_reference_picks(vocab: int) -> None:
-    rows = mixed_rows(vocab, [0.0, 0.7, 1.5] if vocab > 1 else [1.0])
+@pytest.mark.parametrize(
+    ("vocab", "temperatures"), [(1, [1.0]), (7, [3.0]), (1000, [0.0, 0.7]), (4099, [1.5])]
+)
+def test_sample_picks_what_the_reference_picks(vocab: int, temperatures: list[float]) -> None:
+    rows = mixed_rows(vocab, temperatures)
     tokens = draw(rows)
     check(rows, tokens)
     expected = rows.sample(reference)
@@ -93,7 +95,7 @@ def test_sample_leaves_the_logits_alone_and_takes_rows_that_lie_apart() -> None:
 def test_a_row_alone_is_drawn_as_in_a_batch() -> None:
     rows = mixed_rows(1500, [0.7])
     together = draw(rows)
-    for row in range(len(together)):
+    for row in range(0, len(together), 3):
         assert torch.equal(draw(rows[[row]]), together[[row]])
     order = list(reversed(range(len(together))))
     assert torch.equal(draw(rows[order]), together[order])
@@ -207,7 +209,7 @@ def test_no_rows() -> None:
     assert sampling.uniform_numbers(empty, empty).shape == (0,)
 
 
-@pytest.mark.parametrize(("count", "top_k", "top_p"), [(200, 0, 1.0), (60, 3, 1.0), (60, 0, 0.8)])
+@pytest.mark.parametrize(("count", "top_k", "top_p"), [(150, 0, 1.0), (40, 3, 1.0), (40, 0, 0.7)])
 def test_sample_picks_by_probability(count: int, top_k: int, top_p: float) -> None:
     row = torch.tensor([0.3, -0.4, 0.9, 0.0, 0.5])
     indices = torch.arange(count, device=DEVICE)
