@@ -121,6 +121,13 @@ def test_top_p_keeps_the_first_of_ties(top_p: float, kept: int) -> None:
     assert draw(rows).tolist() == [0, max(1, math.ceil(3 * top_p)) - 1]
 
 
+def test_top_p_counts_within_what_min_p_left() -> None:
+    """Of 0.9, that is: 0.675, which two tokens reach, but they would not reach 0.75."""
+    logits = torch.tensor([[0.5, 0.2, 0.2, 0.1]]).log()
+    assert draw(rows_of(logits, LAST, 1.0, 0, 0.75, 0.3)).tolist() == [1]
+    assert draw(rows_of(logits, LAST, 1.0, 0, 0.75)).tolist() == [2]
+
+
 @pytest.mark.parametrize("top_k", [1, 15, 16, 17, 40, 299, 300])
 def test_top_k_keeps_as_many(top_k: int) -> None:
     """The last number gives the last token that stays: in falling order as many are before it."""
@@ -152,6 +159,14 @@ def test_the_only_token_left(place: int) -> None:
     for temperature in (0.0, 1e-6, 100.0, math.inf):
         assert draw(rows_of(logits, BOTH_ENDS, temperature)).tolist() == [place, place]
     assert draw(rows_of(logits, BOTH_ENDS, 1.0, 5, 0.9)).tolist() == [place, place]
+
+
+@pytest.mark.parametrize("places", [[10, 20], [4100, 5000], [10, 4100]])
+def test_the_only_two_tokens_left(places: list[int]) -> None:
+    logits = torch.full((2, 9000), -math.inf)
+    logits[:, places] = -3.0
+    for cut in ((0, 1.0), (5, 1.0), (0, 0.9)):
+        assert draw(rows_of(logits, BOTH_ENDS, 1.0, *cut)).tolist() == places
 
 
 @pytest.mark.parametrize("number", [0.0, LAST])
@@ -193,13 +208,18 @@ def test_more_candidates_than_are_gathered(monkeypatch: pytest.MonkeyPatch) -> N
         tokens = draw(rows)
         check(rows, tokens)
         assert torch.equal(tokens, expected)
+        # Behind the first 200 of 450 ties come 50 tokens that are more likely.
+        ties = torch.cat([torch.zeros(3, 450), torch.full((3, 50), 1e-3)], dim=1)
+        numbers = torch.tensor([0.0, 0.802, LAST], dtype=torch.float64)
+        assert draw(rows_of(ties, numbers, 1.0, 250)).tolist() == [0, 450, 499]
 
 
 def test_without_cuts_two_launches_say_the_same() -> None:
-    logits = normal(12, 5000)
-    rows = rows_of(logits, uniforms(12), 1.2)
-    assert torch.equal(draw(rows, may_cut=False), draw(rows))
-    check(rows, draw(rows))
+    rows = rows_of(normal(12, 9001), uniforms(12), 1.2)
+    tokens = draw(rows, may_cut=False)
+    check(rows, tokens)
+    assert len(set((tokens // sampling.CHUNK).tolist())) == 3
+    assert torch.equal(draw(rows), tokens)
 
 
 def test_no_rows() -> None:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS = 4096, 4  # tokens of a program, to be tuned
+BLOCK, WARPS = 4096, 8  # tokens of a program, to be tuned
 UPDATES = 128  # of a program
 # Views of one buffer may start anywhere: another alignment is no reason to compile in service.
 UNALIGNED = ("slots", "token_ids", "repetition", "frequency", "presence")

@@ -38,7 +38,8 @@ from octavo.kernels.gpu.sampling_chunks import (
 # Candidates of a row that are gathered, 8 bytes each. Of more the row itself is searched, in the
 # same steps: right, but each of some 20 passes then reads the vocabulary.
 MAX_CANDIDATES = 16_384
-# Candidates that a program holds at a time, and its warps.
+# Candidates that a program holds at a time, and the warps of those that add along a vector, which
+# takes many registers.
 TILE, PICK_WARPS = 4096, 8
 
 
@@ -112,7 +113,7 @@ def sample(
         gather_candidates[grid](
             logits, stride, vocabulary, temperature, top_k, top_p, min_p, largest, first,
             num_chunks, counts, bounds, values, ids, capacity,
-            CHUNK=CHUNK, CHUNKS=chunks, num_warps=WARPS,
+            CHUNK=CHUNK, CHUNKS=chunks, num_warps=PICK_WARPS,
         )  # fmt: skip
     _draw[rows,](
         logits, stride, vocabulary, temperature, top_k, top_p, min_p, uniform, largest, first, sums,
