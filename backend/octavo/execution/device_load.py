@@ -5,6 +5,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -69,8 +70,8 @@ def load_on_gpu(
     torch.cuda.set_device(device)
     try:
         gpu.set_cache(config.kernel_cache)
-        rows = gpu.WARM_UP_ROWS
-        return _load(config, model_config, folder, dtype, weights, device, gpu, rows)
+        operators, rows = cast(Operators, gpu), gpu.WARM_UP_ROWS
+        return _load(config, model_config, folder, dtype, weights, device, operators, rows)
     except torch.OutOfMemoryError as exc:
         free, total = torch.cuda.mem_get_info(device)
         raise ConfigError(
@@ -106,7 +107,7 @@ def _load(
             with_graphs=config.cuda_graphs,
         )  # fmt: skip
 
-    trial = KVCache.allocate(layout, 1, device)
+    trial = KVCache.allocate(layout, 1, device, operators)
     max_blocks = -(-longest // layout.block_size)
 
     def batch_of(num_tokens: int) -> ForwardBatch:
@@ -129,7 +130,7 @@ def _load(
         memory.graphs / 2**30, memory.taken_elsewhere / 2**30, left / 2**30,
     )  # fmt: skip
     plan = plan_memory(config, model_config, name, left)
-    kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, device)
+    kv_cache = KVCache.allocate(plan.layout, plan.num_blocks, device, operators)
     loaded = LoadedModel(model, kv_cache, runner(kv_cache, plan.max_model_len), plan)
     loaded.runner.capture()
     return loaded

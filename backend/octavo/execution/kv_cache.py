@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo import kernels
+from octavo.kernels.operators import Operators
 from octavo.quantization.kv import KVLayout, LayerPlaces
 
 # Whatever gives its bytes: an array, bytes, a mapped page of a file.
@@ -39,12 +41,20 @@ class KVCache:
     storage: Tensor
     layout: KVLayout
     layers: tuple[KVLayer, ...]
+    operators: Operators
 
     @classmethod
-    def allocate(cls, layout: KVLayout, num_blocks: int, device: torch.device) -> "KVCache":
+    def allocate(
+        cls,
+        layout: KVLayout,
+        num_blocks: int,
+        device: torch.device,
+        operators: Operators = kernels,
+    ) -> "KVCache":
+        """`operators` move its blocks."""
         storage = torch.zeros(num_blocks, layout.block_bytes, dtype=torch.uint8, device=device)
         layers = [_layer(storage, layout, *each) for each in enumerate(layout.places())]
-        return cls(storage, layout, tuple(layers))
+        return cls(storage, layout, tuple(layers), operators)
 
     @property
     def num_blocks(self) -> int:
@@ -66,7 +76,8 @@ class KVCache:
         """Copies whole blocks, (from, to), in all layers. All are read before any is written."""
         if copies:
             sources, targets = zip(*copies, strict=True)
-            self.storage.index_copy_(0, self._index(targets), self._rows(sources))
+            rows = self._rows(sources)
+            self.operators.scatter_blocks(self.storage, self._index(targets), rows)
 
     def read_blocks(self, blocks: Sequence[int]) -> NDArray[np.uint8]:
         """A copy of the blocks on the host, [n, block_bytes]: one gather, one transfer."""
@@ -86,13 +97,13 @@ class KVCache:
             assert len(given) == self.block_bytes, (len(given), self.block_bytes)
             target[:] = given
         moved = torch.from_numpy(host).to(self.storage.device)
-        self.storage.index_copy_(0, self._index(blocks), moved)
+        self.operators.scatter_blocks(self.storage, self._index(blocks), moved)
 
     def _rows(self, blocks: Sequence[int]) -> Tensor:
-        return self.storage.index_select(0, self._index(blocks))
+        return self.operators.gather_blocks(self.storage, self._index(blocks))
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
-        # index_select and index_copy_ refuse a negative id, which stands for no block.
+        assert all(0 <= block < self.num_blocks for block in blocks), f"{blocks}: out of bounds"
         return torch.tensor(blocks, dtype=torch.int64, device=self.storage.device)
 
 

@@ -22,7 +22,13 @@ from octavo.kernels.reference import (
     silu_mul,
     uniform_numbers,
 )
-from octavo.kernels.reference_kv import paged_attention, rope_and_store, store_kv
+from octavo.kernels.reference_kv import (
+    gather_blocks,
+    paged_attention,
+    rope_and_store,
+    scatter_blocks,
+    store_kv,
+)
 from octavo.kernels.reference_weights import QuantizedWeight, quantize_weight
 
 __all__ = [
@@ -32,6 +38,7 @@ __all__ = [
     "add_rms_norm",
     "apply_rope",
     "apply_softcap",
+    "gather_blocks",
     "gelu_tanh_mul",
     "greedy",
     "linear",
@@ -42,6 +49,7 @@ __all__ = [
     "rms_norm",
     "rope_and_store",
     "sample",
+    "scatter_blocks",
     "silu_mul",
     "store_kv",
     "uniform_numbers",

@@ -47,6 +47,10 @@ class Operators(Protocol):
 
     def pack(self, weight: Tensor | QuantizedWeight, dtype: torch.dtype) -> PackedWeight: ...
 
+    def gather_blocks(self, storage: Tensor, blocks: Tensor) -> Tensor: ...
+
+    def scatter_blocks(self, storage: Tensor, blocks: Tensor, rows: Tensor) -> None: ...
+
     def rope_and_store(
         self,
         qkv: Tensor,

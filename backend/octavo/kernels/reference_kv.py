@@ -262,3 +262,13 @@ def _padded_attention(
         attended = _capped_attention(folded, keys, values, visible, scale, softcap)
     unfolded = attended.view(sequences, groups, heads // groups, width, dim)
     return unfolded.permute(0, 3, 1, 2, 4).reshape(sequences, width, heads, dim)
+
+
+def gather_blocks(storage: Tensor, blocks: Tensor) -> Tensor:
+    """storage [num_blocks, block_bytes] uint8, blocks [n] int64 → copies [n, block_bytes]."""
+    return storage.index_select(0, blocks)
+
+
+def scatter_blocks(storage: Tensor, blocks: Tensor, rows: Tensor) -> None:
+    """Writes rows [n, block_bytes] to `blocks` [n] int64, all different, of storage."""
+    storage.index_copy_(0, blocks, rows)

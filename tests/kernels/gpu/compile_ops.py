@@ -51,7 +51,34 @@ def sample(vocab: int) -> None:
     penalties.mark_prompt(history, ids, ids)
 
 
+def rows_and_blocks(dtype: torch.dtype, cache: torch.dtype, dim: int) -> None:
+    from octavo.kernels import gpu
+
+    tokens, heads, groups = 3, 8, 2
+    x = torch.empty(tokens, heads * dim, dtype=dtype)
+    weight = torch.empty(heads * dim, dtype=dtype)
+    gpu.rms_norm(x, weight, 1e-6)
+    gpu.add_rms_norm(x, x.clone(), weight.float(), 1e-6)
+    gpu.silu_mul(x)
+    gpu.gelu_tanh_mul(x)
+    pool = torch.empty(4, 8192, dtype=torch.uint8)
+    blocks = torch.zeros(2, dtype=torch.int64)
+    gpu.scatter_blocks(pool, blocks, gpu.gather_blocks(pool, blocks))
+    keys = torch.empty(4, 16, groups, dim).to(cache)
+    scales = [torch.empty(4, 16, groups).half()] * 2 if cache.itemsize == 1 else []
+    for norm in (None, torch.empty(heads + groups, dim, dtype=dtype)):
+        gpu.rope_and_store(
+            torch.empty(tokens, heads + 2 * groups, dim, dtype=dtype), norm, 1e-6,
+            torch.empty(tokens, dim // 2), torch.empty(tokens, dim // 2), keys, keys,
+            torch.zeros(tokens, dtype=torch.int64), *scales, num_heads=heads,
+        )  # fmt: skip
+
+
 if __name__ == "__main__":
     compile_instead_of_launching()
+    rows_and_blocks(torch.bfloat16, torch.bfloat16, 128)
+    rows_and_blocks(torch.bfloat16, torch.int8, 80)
+    rows_and_blocks(torch.float16, torch.float8_e4m3fn, 64)
+    rows_and_blocks(torch.float32, torch.float16, 64)
     sample(50_257)
     sample(151_936)

@@ -15,4 +15,5 @@ def test_the_operators_compile_for_hopper() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     kernels = set(done.stdout.split())
+    assert {"_norm_kernel", "_gated_kernel", "_move_kernel", "_rope_and_store_kernel"} <= kernels
     assert {"chunk_stats", "_draw", "_penalize", "_logprobs", "_uniform_numbers"} <= kernels

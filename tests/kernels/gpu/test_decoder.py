@@ -1,7 +1,7 @@
 """A whole engine on the GPU's operators: the tokens of the reference ones.
 
-Its steps are launched as on a GPU, decodes in padded rows. Without a GPU a graph is the call that it
-would capture, and the interpreter is slow: a small model, short prompts.
+Its steps are launched as on a GPU, decodes in padded rows. Without a GPU a graph is the call that
+it would capture, and the interpreter is slow: a small model, short prompts.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_an_engine_on_gpu_operators_gives_the_references_tokens(
         own.model_config, folder, torch.float32, engine.max_model_len, own.weight_format,
         operators=gpu, device=DEVICE,
     )  # fmt: skip
-    own.kv_cache = KVCache.allocate(own.kv_cache.layout, own.kv_cache.num_blocks, DEVICE)
+    own.kv_cache = KVCache.allocate(own.kv_cache.layout, own.kv_cache.num_blocks, DEVICE, gpu)
     runner = DeviceRunner(
         model, own.kv_cache, gpu, max_num_seqs=4, max_model_len=engine.max_model_len
     )

@@ -1,12 +1,12 @@
-"""The operators of `octavo.kernels` in the Triton language, for NVIDIA GPUs: the module that a decoder
-on a GPU is given (`kernels.operators.Operators`).
+"""The operators of `octavo.kernels` in the Triton language, for NVIDIA GPUs: the module that a
+decoder on a GPU is given (`kernels.operators.Operators`).
 
 Nothing here waits for the device or asks it for a size, so that a step can be a CUDA graph.
 """
 
 from octavo.kernels.gpu.activation import gelu_tanh_mul, silu_mul
 from octavo.kernels.gpu.attention import paged_attention
-from octavo.kernels.gpu.blocks import copy_blocks, gather_blocks, scatter_blocks
+from octavo.kernels.gpu.blocks import gather_blocks, scatter_blocks
 from octavo.kernels.gpu.linear import WARM_UP_ROWS, linear
 from octavo.kernels.gpu.norm import add_rms_norm, rms_norm
 from octavo.kernels.gpu.qkv import rope_and_store
@@ -18,7 +18,6 @@ __all__ = [
     "WARM_UP_ROWS",
     "GpuLinear",
     "add_rms_norm",
-    "copy_blocks",
     "gather_blocks",
     "gelu_tanh_mul",
     "greedy",

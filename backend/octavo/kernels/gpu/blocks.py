@@ -24,11 +24,6 @@ def scatter_blocks(storage: Tensor, blocks: Tensor, rows: Tensor) -> None:
     _move(storage, blocks, rows, is_gather=False)
 
 
-def copy_blocks(storage: Tensor, sources: Tensor, targets: Tensor) -> None:
-    """Copies whole blocks; all are read before any is written."""
-    scatter_blocks(storage, targets, gather_blocks(storage, sources))
-
-
 def _move(storage: Tensor, blocks: Tensor, rows: Tensor, *, is_gather: bool) -> None:
     num_bytes = storage.shape[1]
     assert storage.dtype is torch.uint8 and storage.is_contiguous()

@@ -45,7 +45,7 @@ def rope_and_store(
     clamp = 0.0  # what a cast to the cache's type is limited to
     if not is_quantized and torch.finfo(key_cache.dtype).max < torch.finfo(qkv.dtype).max:
         clamp = torch.finfo(key_cache.dtype).max
-    _kernel[tokens, total](
+    _rope_and_store_kernel[tokens, total](
         qkv, qk_norm, cosines, sines, queries, key_cache, value_cache, key_scales, value_scales,
         slot_mapping, qkv.stride(0), key_cache.stride(0), value_cache.stride(0),
         key_scales.stride(0) if key_scales is not None else 0,
@@ -146,7 +146,7 @@ def _rounded_to_fp8(x):
 
 
 @triton.jit
-def _kernel(
+def _rope_and_store_kernel(
     qkv, norm, cosines, sines, queries, key_cache, value_cache, key_scales, value_scales,
     slot_mapping, qkv_stride, key_stride, value_stride, key_scale_stride, value_scale_stride,
     block_size, half, dim, eps,
