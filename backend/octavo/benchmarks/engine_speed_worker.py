@@ -43,7 +43,8 @@ _SEQUENCES = 32
 def build_engine(options: Options, workloads: list[Workload]) -> Engine:
     """That runs the largest workload's requests at once, unless a setting says otherwise."""
     at_once = max(_SEQUENCES, *(workload.concurrency for workload in workloads))
-    settings: dict[str, Any] = {"max_num_seqs": at_once, **options.settings}
+    # Peaks and kernels here are the CPU's; bench/gpu.py has a GPU's.
+    settings: dict[str, Any] = {"max_num_seqs": at_once, "device": "cpu", **options.settings}
     engine = Engine(make_config(model=options.model, **settings))
     engine.runner.bind_to_thread()
     return engine

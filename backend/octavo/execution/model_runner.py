@@ -172,8 +172,11 @@ class ModelRunner:
         )
 
     def bind_to_thread(self) -> None:
-        """To be called by the thread that will `run`: OpenMP's size is a thread's own."""
+        """To be called by the thread that will `run`: OpenMP's size and CUDA's device are a
+        thread's own."""
         torch.set_num_threads(self.num_threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         if self._cpus:
             os.sched_setaffinity(0, {self._cpus[0]})
 
