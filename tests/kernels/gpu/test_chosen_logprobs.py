@@ -52,11 +52,11 @@ def test_logits_of_any_size(scale: float) -> None:
 
 
 def test_what_has_no_probability() -> None:
-    logits = torch.zeros(2, 8)
-    logits[:, 2:5] = -math.inf
-    logprobs, ranks = chosen(logits, [3, 7])
-    assert logprobs.tolist() == [-math.inf, pytest.approx(-math.log(5))]
-    assert ranks.tolist() == [7, 5]
+    logits = torch.zeros(2, 5000)
+    logits[0, 4000:] = logits[1, 2:] = -math.inf
+    logprobs, ranks = chosen(logits, [4900, 1])
+    assert logprobs.tolist() == [-math.inf, pytest.approx(-math.log(2))]
+    assert ranks.tolist() == [4901, 2]
 
 
 @pytest.mark.parametrize("fault", [math.nan, math.inf])

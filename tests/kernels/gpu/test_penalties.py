@@ -60,7 +60,7 @@ def test_rows_are_penalized_as_by_the_reference(vocab: int) -> None:
     wide = normal(len(PARAMS), vocab + 5)
     wide[3, 2 : vocab + 2 : 3] = -math.inf
     order = [3, 1, 4, 0, 2]  # of the slots
-    logits = wide.to(DEVICE)
+    logits = wide.clone().to(DEVICE)
     penalize(
         logits[:, 2 : vocab + 2], history_of(prompts, outputs, vocab), ids(*order),
         [PARAMS[slot] for slot in order],

@@ -215,7 +215,7 @@ def test_more_candidates_than_are_gathered(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_cuts_two_launches_say_the_same() -> None:
-    rows = rows_of(normal(12, 9001), uniforms(12), 1.2)
+    rows = rows_of(normal(12, 12_001), uniforms(12), 1.2)
     tokens = draw(rows, may_cut=False)
     check(rows, tokens)
     assert len(set((tokens // sampling.CHUNK).tolist())) == 3
