@@ -50,6 +50,7 @@ from octavo import kernels
 from octavo.benchmarks.machine import machine, versions
 from octavo.config import make_config
 from octavo.engine import Engine
+from octavo.execution.sampler import PendingTokens
 from octavo.generation import GenerationRequest
 from octavo.kernels.cpu.build import build_library
 from octavo.sampling_params import SamplingParams, parse
@@ -72,6 +73,7 @@ class Parts:
             (runner._batches, "build", "batch"),
             (runner.model, "forward", "forward"),
             (runner._sampler, "sample_plan", "sample"),
+            (PendingTokens, "result", "sample"),
             (scheduler, "update", "update"),
             (engine, "_hand_out", "hand out"),
             (runner._sampler, "_greedy", "logits"),

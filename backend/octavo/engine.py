@@ -350,6 +350,9 @@ class Engine:
     ) -> None:
         self.scheduler.costs.observe(plan, elapsed_s)
         self._count(plan, sampled.faults.count(None), elapsed_s)
+        self._hand_out(outputs, sampled)
+
+    def _hand_out(self, outputs: Iterable[StepOutput | None], sampled: SampledTokens) -> None:
         for prompt in sampled.prompts:
             self._keep_prompt_logprobs(prompt)
         for output, logprobs, fault in zip(outputs, sampled.logprobs, sampled.faults, strict=True):

@@ -127,12 +127,24 @@ class Scheduler:
     def update(self, plan: StepPlan, sampled: Iterable[int]) -> list[StepOutput]:
         """Books a step that has run. `sampled` has one token for each of the plan's takers.
         Returns what each of those got."""
-        outputs = self.settle(self.advance(plan), sampled)
-        return [output for output in outputs if output is not None]
+        tokens = iter(sampled)
+        outputs = []
+        for sequence, token_id in zip(plan.decodes, tokens, strict=False):
+            self._compute(sequence, 1)
+            outputs.append(self._append(sequence, token_id))
+        assert len(outputs) == len(plan.decodes), "too few tokens"
+        for chunk in plan.prefills:
+            takers = chunk.takers
+            self._compute(chunk.sequence, chunk.num_tokens)
+            self._fork(chunk.sequence, takers[1:])
+            outputs += [self._append(taker, next(tokens)) for taker in takers]
+        assert next(tokens, None) is None, "too many tokens"
+        return outputs
 
     def advance(self, plan: StepPlan) -> StepInFlight:
-        """Books a step that is being computed: the next one may be scheduled before its tokens
-        are known. At most one step is ahead of what `settle` has been given."""
+        """The first half of `update`, for a step that is being computed: the next one may be
+        scheduled before its tokens are known. At most one step is ahead of what `settle` has been
+        given."""
         step = StepInFlight([], [])
         for sequence in plan.decodes:
             self._advance(step, sequence, 1, [sequence])
@@ -145,14 +157,14 @@ class Scheduler:
         return step
 
     def settle(self, step: StepInFlight, sampled: Iterable[int]) -> list[StepOutput | None]:
-        """Books the tokens of a step, one for each of its takers. Returns what each of those got:
-        None where a sequence has ended meanwhile."""
+        """The second half: the tokens of a step, one for each of its takers. Returns what each of
+        those got: None where a sequence has ended meanwhile."""
         token_ids = list(sampled)
         assert len(token_ids) >= len(step.takers), "too few tokens"
         assert len(token_ids) <= len(step.takers), "too many tokens"
         for sequence, before, after in step.advanced:
             if sequence.is_running:
-                self._computed(sequence, before, after)
+                self._fill(sequence, before, after)
         return [
             self._take(taker, index, token_id)
             for (taker, index), token_id in zip(step.takers, token_ids, strict=True)
@@ -277,6 +289,13 @@ class Scheduler:
         step.advanced.append((sequence, before, before + num_tokens))
         step.takers.extend((taker, before + num_tokens) for taker in takers)
 
+    def _append(self, taker: Sequence, token_id: int) -> StepOutput:
+        taker.token_ids.append(token_id)
+        reason = taker.finish_reason_at(len(taker.token_ids) - 1)
+        if reason is not None:
+            self.finish(taker)
+        return taker, token_id, reason
+
     def _take(self, taker: Sequence, index: int, token_id: int) -> StepOutput | None:
         if taker.status is SequenceStatus.FINISHED:
             return None
@@ -287,11 +306,16 @@ class Scheduler:
             self.finish(taker)
         return taker, token_id, reason
 
-    def _computed(self, sequence: Sequence, before: int, after: int) -> None:
+    def _compute(self, sequence: Sequence, num_tokens: int) -> None:
+        """Books `num_tokens` more tokens of a sequence."""
+        before = sequence.num_computed_tokens
+        sequence.num_computed_tokens = before + num_tokens
+        self._fill(sequence, before, before + num_tokens)
+
+    def _fill(self, sequence: Sequence, before: int, after: int) -> None:
         """The tokens from `before` to `after` of a sequence are in its blocks."""
-        if after // self.block_size > before // self.block_size and (
-            self._uses_prefix_cache(sequence)
-        ):
+        has_filled_a_block = after % self.block_size < after - before
+        if has_filled_a_block and self._uses_prefix_cache(sequence):
             self._register_full_blocks(sequence, before, after)
         if self._window is not None:
             self._give_back(sequence, after)
