@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 
+from octavo import kernels
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.device_runner import DeviceRunner
@@ -24,9 +25,12 @@ from octavo.execution.memory_plan import (
 from octavo.kernels.operators import Operators
 from octavo.models.decoder import Decoder
 from octavo.models.model_config import ModelConfig
+from octavo.quantization.kv import KVLayout
 from octavo.quantization.weights import WeightFormat
 
 log = logging.getLogger(__name__)
+
+_MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def _load(
 ) -> LoadedModel:
     name = str(dtype).removeprefix("torch.")
     longest, layout = longest_context(config, model_config), kv_layout(config, model_config, name)
+    check_gpu_kernels_fit(layout)
     began_s = time.monotonic()
     model = Decoder(
         model_config, folder, dtype, longest, weights, config.lm_head_format, None, operators,
@@ -134,6 +139,21 @@ def _load(
     loaded = LoadedModel(model, kv_cache, runner(kv_cache, plan.max_model_len), plan)
     loaded.runner.capture()
     return loaded
+
+
+def check_gpu_kernels_fit(layout: KVLayout) -> None:
+    """Raises ConfigError for sizes that kernels.gpu.paged_attention is not made for."""
+    size, dim = layout.block_size, layout.head_dim
+    if size < kernels.MIN_BLOCK_SIZE or size & (size - 1):
+        raise ConfigError(
+            f"block_size = {size}: the GPU's kernels take powers of two from "
+            f"{kernels.MIN_BLOCK_SIZE} on"
+        )
+    if dim % 8 or dim > _MAX_HEAD_DIM:
+        raise ConfigError(
+            f"config.json: heads of {dim} numbers; the GPU's kernels take multiples of 8 up to "
+            f"{_MAX_HEAD_DIM}; set device = 'cpu'"
+        )
 
 
 def _measure(
