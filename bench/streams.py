@@ -87,7 +87,9 @@ def engine_side(args: argparse.Namespace) -> Side:
     from octavo.engine import Engine
     from octavo.sampling_params import parse
 
-    engine = Engine(make_config(model=args.model, **engine_settings(args)))
+    # The server, which is there already, has half of a GPU: see start_server.
+    settings = {**engine_settings(args), "gpu_memory_utilization": 0.9}
+    engine = Engine(make_config(model=args.model, **settings))
     engine.runner.bind_to_thread()
 
     def run(requests: Requests) -> Run:
@@ -196,7 +198,6 @@ def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_threads": args.threads,
         "max_num_seqs": max(args.concurrency, 32),
         "sender_duty_cycle": args.duty_cycle,
-        "gpu_memory_utilization": 0.45,  # both are there at once
     }
 
 
@@ -210,7 +211,10 @@ def start_server(args: argparse.Namespace) -> Any:
         model=args.model,
         ports=Ports.free(),
         contract=args.contract,
-        engine_overrides={name: str(value) for name, value in engine_settings(args).items()},
+        engine_overrides={
+            **{name: str(value) for name, value in engine_settings(args).items()},
+            "gpu_memory_utilization": "0.45",
+        },
     )
     server = EmbeddedServer(settings)
     server.start()

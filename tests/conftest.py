@@ -1,9 +1,15 @@
 """Fixtures that several folders of tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without a GPU its kernels run in the Triton language's interpreter. Triton looks at this once,
+# when anybody first imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from factories import write_checkpoint
 

@@ -147,7 +147,8 @@ def write_family(folder: Path, architecture: str, **overrides: Any) -> Any:
 
 def make_engine(folder: Path, *, num_blocks: int | None = None, **settings: Any) -> Engine:
     """An engine that the test steps itself. `num_blocks` fixes the pool's size."""
-    settings = {"dtype": "float32", "num_threads": 1, "block_size": 4, **settings}
+    own = {"dtype": "float32", "num_threads": 1, "block_size": 4, "device": "cpu"}
+    settings = {**own, **settings}
     if num_blocks is not None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         formats = layer_formats(

@@ -37,4 +37,4 @@ def test_it_prints_a_table_and_writes_its_lines(tmp_path: Path) -> None:
 
 def test_an_unknown_check_is_named() -> None:
     done = script("--only", "decode,speed")
-    assert done.returncode == 2 and "--only speed: the checks are tests, tokens" in done.stderr
+    assert done.returncode == 2 and "--only speed: the checks are tokens, attention" in done.stderr

@@ -74,6 +74,10 @@ def test_unary_model_differs_only_in_being_answered_at_once(form: str) -> None:
     assert not unary.model_transaction_policy.decoupled
     assert unary.parameters.pop("engine_model").string_value == "llm"
     streaming.ClearField("model_transaction_policy")
+    # It only passes requests on; the engine is on a GPU where there is one.
+    kinds = type(streaming.instance_group[0])
+    assert streaming.instance_group[0].kind == kinds.KIND_AUTO
+    streaming.instance_group[0].kind = kinds.KIND_CPU
     assert unary == streaming
 
 

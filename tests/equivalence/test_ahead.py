@@ -58,8 +58,8 @@ def test_device_rows_equal_plain(exact_case: Case, share: float, budget: int) ->
     )  # fmt: skip
     replayed: list[int] = []
     for size, graph in runner._graphs.items():
-        body = graph._body
-        graph._body = lambda size=size, body=body: (replayed.append(size), body())[1]
+        body = graph._replay
+        graph._replay = lambda size=size, body=body: (replayed.append(size), body())[1]
     counts = [exact_case.max_tokens - index for index in range(len(exact_case.prompts))]
     each = [parse({"temperature": 0, "max_tokens": count, "ignore_eos": True}) for count in counts]
     results = generate_checked(engine, exact_case.prompts, each)

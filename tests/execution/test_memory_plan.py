@@ -145,11 +145,15 @@ def test_a_gpus_memory_is_shared_out() -> None:
 
 @pytest.mark.parametrize(("tokens", "sequences"), [(256, 32), (2048, 256), (3, 8), (700, 1)])
 def test_the_largest_batch_is_one_that_can_be(tokens: int, sequences: int) -> None:
-    batch = largest_batch(tokens, sequences, max_blocks=20, block_size=16)
+    batch = largest_batch(tokens, sequences, max_context=319, block_size=16)
     lengths = batch.query_start.diff()
     assert len(batch.token_ids) == tokens == int(lengths.sum()) == len(batch.positions)
-    assert len(lengths) == len(batch.context_lens) <= max(sequences, -(-tokens // 320))
+    assert len(lengths) == len(batch.context_lens) <= max(sequences, -(-tokens // 319))
     assert (lengths[: batch.num_decodes] == 1).all()
-    assert int(lengths.max()) <= batch.max_query_len <= 20 * 16
-    assert int(batch.positions.max()) < 20 * 16 and (batch.slot_mapping == -1).all()
+    assert int(lengths.max()) <= batch.max_query_len <= 319
+    assert (
+        batch.block_tables.shape[1] == 20
+        and int(batch.positions.max()) < 319
+        and (batch.slot_mapping == -1).all()
+    )
     assert batch.sample_indices.tolist() == (batch.query_start[1:] - 1).tolist()

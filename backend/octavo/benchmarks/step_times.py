@@ -28,10 +28,10 @@ def timing_steps(engine: Engine, times: StepTimes) -> Iterator[None]:
     step, forward = engine.step, engine.runner.model.forward
     forward_s = 0.0
 
-    def timed_forward(batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
+    def timed_forward(batch: ForwardBatch, kv_cache: KVCache, out: Tensor | None = None) -> Tensor:
         nonlocal forward_s
         began_s = time.perf_counter()
-        logits = forward(batch, kv_cache)
+        logits = forward(batch, kv_cache, out)
         forward_s += time.perf_counter() - began_s
         return logits
 

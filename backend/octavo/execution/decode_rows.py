@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.execution.host_copies import sent
 from octavo.scheduling.sequence import Sequence
 
 # Rows of `numbers`.
@@ -103,7 +104,7 @@ class DecodeRows:
         host[_CONTEXT_LEN, rows] = np.array(computed) + 1
         host[_SLOT, rows] = [self._slot(s, n) for s, n in zip(decodes, computed, strict=True)]
         host[_OUTPUT_INDEX, rows] = [sequence.num_output_tokens for sequence in decodes]
-        self.numbers.copy_(self._pinned(torch.from_numpy(host)), non_blocking=True)
+        self.numbers.copy_(sent(torch.from_numpy(host), self.device))
         self._send_tables(decodes, rows)
         self._send_params()
 
@@ -147,17 +148,11 @@ class DecodeRows:
             (self.params.min_p, [p.min_p for p in all_params]),
             (self.params.seeds, [_signed(p.seed or 0) for p in all_params]),
         ):
-            sent = self._pinned(torch.tensor(values, dtype=target.dtype))
-            target.index_copy_(0, index, sent.to(self.device, non_blocking=True))
+            own = torch.tensor(values, dtype=target.dtype)
+            target.index_copy_(0, index, sent(own, self.device))
 
     def _sent(self, values: list[int]) -> Tensor:
-        sent = self._pinned(torch.tensor(values, dtype=torch.int64))
-        return sent.to(self.device, non_blocking=True)
-
-    def _pinned(self, host: Tensor) -> Tensor:
-        """From where a copy to the device need not be waited for: its memory is used again only
-        after the copies that were made from it."""
-        return host.pin_memory() if self.device.type == "cuda" else host
+        return sent(values, self.device)
 
 
 def _signed(seed: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from octavo import kernels
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.execution.decode_rows import RowParams
 from octavo.execution.device_runner import DeviceRunner
 from octavo.execution.forward_batch import ForwardBatch
 from octavo.execution.kv_cache import KVCache
@@ -113,15 +114,18 @@ def _load(
         )  # fmt: skip
 
     trial = KVCache.allocate(layout, 1, device, operators)
-    max_blocks = -(-longest // layout.block_size)
 
     def batch_of(num_tokens: int) -> ForwardBatch:
-        batch = largest_batch(num_tokens, config.max_num_seqs, max_blocks, layout.block_size)
-        return batch.to(device)
+        return largest_batch(num_tokens, config.max_num_seqs, longest, layout.block_size).to(device)
 
     with torch.inference_mode():
-        for rows in warm_up_rows:  # compiles and tunes what no step shall wait for
-            model.forward(batch_of(min(rows, config.max_num_batched_tokens)), trial)
+        for count in warm_up_rows:  # compiles and tunes what no step shall wait for
+            logits = model.forward(batch_of(min(count, config.max_num_batched_tokens)), trial)
+        rows = RowParams.empty(len(logits), device)
+        uniform = operators.uniform_numbers(rows.seeds, rows.top_k)
+        operators.greedy(logits)
+        operators.sample(logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, uniform)
+        trial.write_blocks([0], trial.read_blocks([0]))
     batch = batch_of(config.max_num_batched_tokens)
     memory = _measure(config, model, trial, runner(trial, longest), batch)
     del trial
@@ -187,12 +191,13 @@ def _measure(
 
 
 def largest_batch(
-    num_tokens: int, max_num_seqs: int, max_blocks: int, block_size: int
+    num_tokens: int, max_num_seqs: int, max_context: int, block_size: int
 ) -> ForwardBatch:
     """As many sequences decode as can beside prompts that take the rest of the budget: so there are
     as many tokens, logits and decodes' partial sums as there can be. It stores nothing and reads
     block 0; tables have the columns of the longest context."""
-    num_prompts = -(-num_tokens // (max_blocks * block_size))
+    num_prompts = -(-num_tokens // max_context)
+    max_blocks = -(-max_context // block_size)
     num_decodes = max(min(max_num_seqs, num_tokens) - num_prompts, 0)
     rest = num_tokens - num_decodes
     chunks = [rest // num_prompts + (i < rest % num_prompts) for i in range(num_prompts)]

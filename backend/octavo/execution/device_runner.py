@@ -19,6 +19,7 @@ from torch import Tensor
 from octavo.errors import StepMemoryError
 from octavo.execution.decode_rows import DecodeRows
 from octavo.execution.forward_batch import ForwardBatch
+from octavo.execution.host_copies import fetched
 from octavo.execution.kv_cache import KVCache
 from octavo.execution.nvtx import span
 from octavo.execution.sampler import PendingTokens, SampledTokens, Sampler
@@ -49,23 +50,28 @@ class DecodeGraph:
     """One step of `size` rows, captured; on a device without graphs it is called anew each time,
     in the same memory."""
 
-    def __init__(self, body: Callable[[], DecodeOutput], device: torch.device) -> None:
-        self._body = body
-        self._graph: torch.cuda.CUDAGraph | None = None
+    def __init__(
+        self, body: Callable[[], DecodeOutput], device: torch.device, pool: Any = None
+    ) -> None:
+        """pool: the memory that graphs share of which one runs at a time."""
+        self._replay = body
         if device.type != "cuda":
             return
         body()  # compiles and tunes what is not yet
         torch.cuda.synchronize(device)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=_graph_pool(device)):
-            self._output = body()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            output = body()
+
+        def replay() -> DecodeOutput:
+            graph.replay()
+            return output
+
+        self._replay = replay  # which does not hold on to the runner, as the body does
 
     def replay(self) -> DecodeOutput:
         """Valid until the next replay of any graph."""
-        if self._graph is None:
-            return self._body()
-        self._graph.replay()
-        return self._output
+        return self._replay()
 
 
 class PendingDeviceStep:
@@ -75,8 +81,8 @@ class PendingDeviceStep:
         """rows: where the takers' tokens are, if not side by side."""
         self._tokens = tokens
         self._rows = rows
-        self._token_ids = _to_host(tokens.token_ids)
-        self._is_finite = _to_host(tokens.is_finite)
+        self._token_ids = fetched(tokens.token_ids)
+        self._is_finite = fetched(tokens.is_finite)
         self._event: torch.cuda.Event | None = None
         if tokens.token_ids.is_cuda:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -89,7 +95,11 @@ class PendingDeviceStep:
         token_ids, is_finite = self._token_ids, self._is_finite
         if self._rows is not None:
             token_ids, is_finite = token_ids[self._rows], is_finite[self._rows]
-        return self._tokens.result(token_ids, is_finite)
+        try:
+            return self._tokens.result(token_ids, is_finite)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return self._tokens.without_logprobs(token_ids, is_finite)
 
 
 class DeviceRunner:
@@ -115,14 +125,20 @@ class DeviceRunner:
         self._starts = torch.arange(max_num_seqs + 1, device=self._device)
         self._sizes = graph_sizes(max_num_seqs) if with_graphs else []
         self._graphs: dict[int, DecodeGraph] = {}
+        self._pool: Any = None
+        # One for all graphs, which would otherwise keep their own.
+        shape = (max_num_seqs if with_graphs else 0, model.config.vocab_size)
+        self._logits = torch.empty(shape, dtype=torch.float32, device=self._device)
 
     @torch.inference_mode()
     def capture(self, *, largest_only: bool = False) -> None:
         """Captures the graphs, the largest first, so that the others fit into its memory."""
         began_s = time.monotonic()
+        if self._device.type == "cuda" and self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         sizes = self._sizes[-1:] if largest_only else self._sizes
         for done, size in enumerate(reversed(sizes), 1):
-            self._graphs[size] = DecodeGraph(self._body(size), self._device)
+            self._graphs[size] = DecodeGraph(self._body(size), self._device, self._pool)
             if done % 8 == 0 or done == len(sizes):
                 log.info(
                     "captured %d of %d decode graphs, up to %d sequences, in %.1f s",
@@ -132,16 +148,20 @@ class DeviceRunner:
     def forget_graphs(self) -> None:
         """Gives their memory back."""
         self._graphs.clear()
-        _pools.pop(self._device, None)
+        self._pool = None
         torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingDeviceStep:
         """Begins a step behind those launched before. Raises StepMemoryError."""
-        self._rows.keep(plan.decodes)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of this thread
         try:
+            self._rows.keep(plan.decodes)
             return self._launch_graph(plan) if self._has_graph(plan) else self._launch_eager(plan)
         except torch.OutOfMemoryError as exc:
+            # A graph may have put its tokens there already; they come from the host then.
+            self._rows.keep([])
             torch.cuda.empty_cache()
             raise StepMemoryError(
                 f"a step of {len(plan.decodes)} decodes and {plan.num_prefill_tokens} prompt "
@@ -196,7 +216,7 @@ class DeviceRunner:
         operators = self._operators
 
         def body() -> DecodeOutput:
-            logits = self._model.forward(batch, self.kv_cache)
+            logits = self._model.forward(batch, self.kv_cache, self._logits[:size])
             _, is_finite = operators.greedy(logits)
             uniform = operators.uniform_numbers(params.seeds[:size], output_index)
             token_ids = operators.sample(
@@ -207,21 +227,3 @@ class DeviceRunner:
             return DecodeOutput(logits, token_ids, is_finite)
 
         return body
-
-
-_pools: dict[torch.device, Any] = {}
-
-
-def _graph_pool(device: torch.device) -> Any:
-    """The memory that all graphs of a device share: one runs at a time."""
-    if device not in _pools:
-        _pools[device] = torch.cuda.graph_pool_handle()
-    return _pools[device]
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """A copy that is under way until an event behind it."""
-    if not tensor.is_cuda:
-        return tensor.clone()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.execution.host_copies import sent
 from octavo.scheduling.sequence import Sequence, StepPlan
 
 # Columns of the tables are a multiple of this, so that tables that grow seldom need others.
@@ -38,21 +39,16 @@ class ForwardBatch:
     max_query_len: int  # tokens of the longest chunk; 1 without any
 
     def to(self, device: torch.device) -> "ForwardBatch":
-        """A copy on `device`, under way behind what was launched there before."""
-
-        def sent(tensor: Tensor) -> Tensor:
-            host = tensor.pin_memory() if device.type == "cuda" else tensor.clone()
-            return host.to(device, non_blocking=True)
-
+        """The same on `device`, under way behind what was launched there before."""
         return replace(
             self,
-            token_ids=sent(self.token_ids),
-            positions=sent(self.positions),
-            slot_mapping=sent(self.slot_mapping),
-            block_tables=sent(self.block_tables),
-            query_start=sent(self.query_start),
-            context_lens=sent(self.context_lens),
-            sample_indices=sent(self.sample_indices),
+            token_ids=sent(self.token_ids, device),
+            positions=sent(self.positions, device),
+            slot_mapping=sent(self.slot_mapping, device),
+            block_tables=sent(self.block_tables, device),
+            query_start=sent(self.query_start, device),
+            context_lens=sent(self.context_lens, device),
+            sample_indices=sent(self.sample_indices, device),
         )
 
     @classmethod

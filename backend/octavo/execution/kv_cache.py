@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo import kernels
+from octavo.execution.host_copies import sent
 from octavo.kernels.operators import Operators
 from octavo.quantization.kv import KVLayout, LayerPlaces
 
@@ -104,7 +105,7 @@ class KVCache:
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
         assert all(0 <= block < self.num_blocks for block in blocks), f"{blocks}: out of bounds"
-        return torch.tensor(blocks, dtype=torch.int64, device=self.storage.device)
+        return sent(list(blocks), self.storage.device)
 
 
 def _layer(storage: Tensor, layout: KVLayout, layer: int, places: LayerPlaces) -> KVLayer:

@@ -1,7 +1,7 @@
 """From logits to tokens, with each sequence's own parameters and seed."""
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo import kernels
+from octavo.execution.host_copies import sent
 from octavo.execution.logprobs import TokenLogprobs, token_logprobs
 from octavo.kernels.cpu import Library
 from octavo.kernels.operators import Operators
 from octavo.scheduling.sequence import ScheduledSequence, Sequence, StepPlan
 
+NO_MEMORY = "no memory is left on the device for log probabilities"
 NOT_FINITE = "the model's logits are not finite"
+# Of a prompt's log probabilities: with a vocabulary of 128,256 they take some 0.3 GB.
+_ROWS_AT_ONCE = 256
 ALL_FORBIDDEN = "no token is left by allowed_token_ids, bad_words and min_tokens"
 
 
@@ -59,6 +63,18 @@ class PendingTokens:
     ) -> "PendingTokens":
         """Of sequences that want no more than their tokens."""
         return cls(list(sequences), token_ids, is_finite, {}, [], None, ())
+
+    def without_logprobs(self, token_ids: Tensor, is_finite: Tensor) -> SampledTokens:
+        """`result` where log probabilities find no memory: a fault for who wants them."""
+        prompts = {prompt.sequence for prompt in self.prompts}
+        wanting = [
+            row
+            for row, sequence in enumerate(self.sequences)
+            if row in self.reporting or sequence in prompts
+        ]
+        faults = {**self.faults, **dict.fromkeys(wanting, NO_MEMORY)}
+        plain = replace(self, faults=faults, reporting=[], raw=None, prompts=())
+        return plain.result(token_ids, is_finite)
 
     def result(
         self, token_ids: Tensor | None = None, is_finite: Tensor | None = None
@@ -108,9 +124,9 @@ class Sampler:
             if chunk.sequence.wants_prompt_logprobs:
                 prompts.append(_PromptLogits.of(chunk, logits[begin:end]))
         if not rows:
-            nothing = torch.empty(0, dtype=torch.int64)
+            nothing = torch.empty(0, dtype=torch.int64, device=logits.device)
             return PendingTokens([], nothing, nothing.bool(), {}, [], None, prompts)
-        own = logits if rows == list(range(len(logits))) else logits[rows]
+        own = logits if rows == list(range(len(logits))) else logits[sent(rows, logits.device)]
         return self.sample(plan.takers, own, prompts)
 
     def sample(
@@ -120,7 +136,7 @@ class Sampler:
         if sequences != self._wishes.sequences:
             self._wishes = _Wishes.of(sequences)
         wishes = self._wishes
-        raw = logits[wishes.reporting] if wishes.reporting else None
+        raw = logits[sent(wishes.reporting, logits.device)] if wishes.reporting else None
         chosen, is_finite = self._greedy(logits)
         adjusted = False
         faults: dict[int, str] = {}
@@ -128,7 +144,7 @@ class Sampler:
             adjusted, faults = _adjust(wishes, logits)
         if wishes.drawing is not None:
             arguments = wishes.drawing.arguments(sequences)
-            chosen = self._draw(logits, *(each.to(logits.device) for each in arguments))
+            chosen = self._draw(logits, *(sent(each, logits.device) for each in arguments))
         elif adjusted:
             chosen, _ = self._greedy(logits)
         return PendingTokens(
@@ -218,8 +234,12 @@ class _PromptLogits:
     def logprobs(self) -> PromptLogprobs:
         if not self.known:
             return PromptLogprobs(self.sequence, self.first, [])
-        counts = [self.sequence.params.prompt_logprobs or 0] * len(self.known)
-        tokens = token_logprobs(self.logits, self.known, counts)
+        count = self.sequence.params.prompt_logprobs or 0
+        tokens: list[TokenLogprobs] = []
+        for begin in range(0, len(self.known), _ROWS_AT_ONCE):
+            known = self.known[begin : begin + _ROWS_AT_ONCE]
+            logits = self.logits[begin : begin + _ROWS_AT_ONCE]
+            tokens += token_logprobs(logits, known, [count] * len(known))
         return PromptLogprobs(self.sequence, self.first, tokens)
 
 

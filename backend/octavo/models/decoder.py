@@ -195,9 +195,12 @@ class Decoder:
         embedded = F.embedding(token_ids, self.embedding)
         return embedded if self.embedding_scale is None else embedded * self.embedding_scale
 
-    def forward(self, batch: "ForwardBatch", kv_cache: "KVCache") -> Tensor:
-        """Logits of the batch's sample_indices, [N, vocab_size] float32, valid until the next
-        call. Keys and values of all its tokens are stored in `kv_cache`."""
+    def forward(
+        self, batch: "ForwardBatch", kv_cache: "KVCache", out: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the batch's sample_indices, [N, vocab_size] float32, in `out` if that is given,
+        else valid until the next call. Keys and values of all its tokens are stored in
+        `kv_cache`."""
         if self._native is not None:
             return self._native.forward(batch, kv_cache)
         rotary = [table.at(batch.positions) for table in self._rotary]
@@ -207,6 +210,10 @@ class Decoder:
             x, residual = layer.forward(x, residual, rotary[which], batch, kv_cache)
         last = x[batch.sample_indices] + residual[batch.sample_indices]
         normed = self._operators.rms_norm(last, self.norm, self.config.rms_norm_eps)
-        logits = self.lm_head(normed).float()
+        logits = self.lm_head(normed)
+        logits = logits.float() if out is None else out.copy_(logits)
         cap = self.config.logits_softcap
-        return logits if cap is None else kernels.apply_softcap(logits, cap)
+        if cap is None:
+            return logits
+        capped = kernels.apply_softcap(logits, cap)
+        return capped if out is None else out.copy_(capped)
