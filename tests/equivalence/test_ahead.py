@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from equivalences import Case, assert_equal, pool_blocks
 from factories import generate_checked
@@ -13,7 +14,7 @@ from octavo.engine import Engine
 from octavo.errors import StepMemoryError
 from octavo.execution.device_runner import DeviceRunner
 from octavo.sampling_params import parse
-from octavo.scheduling.sequence import StepPlan
+from octavo.scheduling.sequence import Sequence, StepPlan
 
 KINDS: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 1.2, "top_k": 40},
@@ -153,3 +154,43 @@ def test_a_step_without_memory_costs_one_request(exact_case: Case, ahead: bool) 
         if index not in failed:
             assert_equal(got, expected)
     assert engine.scheduler.allocator.num_used == 0
+
+
+def test_memory_that_ends_behind_a_replay_changes_no_token(exact_case: Case) -> None:
+    """The graph has put the next tokens in place by then, and the step is planned again."""
+    engine, runner = device_engine(exact_case)
+    sample, calls = runner._sampler.sample, 0
+
+    def out_of_memory_once(sequences: list[Sequence], *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 125.00 MiB.")
+        return sample(sequences, *arguments)
+
+    runner._sampler.sample = out_of_memory_once  # type: ignore[method-assign]
+    results = generate_checked(engine, exact_case.prompts, exact_case.params)
+    failed = [result for result in results if result.finishes == ["error"]]
+    assert len(failed) == 1 and "needs more memory than is left" in str(failed[0].error)
+    for got, expected in zip(results, exact_case.alone, strict=True):
+        if got is not failed[0]:
+            assert_equal(got, expected)
+
+
+def test_log_probabilities_without_memory_are_a_fault_of_their_own(
+    exact_case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = device_engine(exact_case)
+
+    def out_of_memory(*arguments: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("octavo.execution.sampler.token_logprobs", out_of_memory)
+    each = [
+        parse({"temperature": 0, "max_tokens": 9, "ignore_eos": True, "logprobs": wanted})
+        for wanted in (None, 2, *[None] * (len(exact_case.prompts) - 2))
+    ]
+    results = generate_checked(engine, exact_case.prompts, each)
+    assert [result.finishes for result in results[:3]] == [["length"], ["error"], ["length"]]
+    for result, alone in zip(results[2:], exact_case.alone[2:], strict=True):
+        assert result.token_ids == alone.token_ids[:9]
