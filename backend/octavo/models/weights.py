@@ -53,6 +53,18 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
 
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, sorted."""
+        return sorted(self._shard_of)
+
+    def as_stored(self, name: str) -> Tensor:
+        """A tensor of whatever shape and type, read from the file as it is looked at."""
+        if name not in self._shard_of:
+            raise ConfigError(f"checkpoint: tensor {name} is missing")
+        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        return tensor
+
     def take(self, name: str, *shape: int) -> Tensor:
         """A copy of one tensor in the engine's type, on its device. Raises ConfigError if it is
         missing, of another shape, or of a type that needs more than a cast."""
@@ -77,7 +89,7 @@ class Checkpoint:
     def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._shard_of:
             raise ConfigError(f"checkpoint: tensor {name} {list(shape)} is missing")
-        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        tensor = self.as_stored(name)
         if tuple(tensor.shape) != shape:
             raise ConfigError(
                 f"checkpoint: tensor {name} has shape {list(tensor.shape)}; "
