@@ -173,8 +173,8 @@ def test_gptq_is_nearer_on_text_it_has_not_read(tmp_path: Path) -> None:
     for mine, theirs in zip(errors["out"], errors["rtn"], strict=True):
         draws = torch.randint(0, 12, (2000, 12), generator=generator)
         ratios = mine[draws].sum(1) / theirs[draws].sum(1)
-        # Measured: squared errors of 0.2 to 0.4 of those of rounding.
-        assert float(ratios.quantile(0.975)) < 0.7
+        # Measured: 0.18 to 0.20, of squared errors.
+        assert float(ratios.quantile(0.975)) < 0.3
 
 
 def layer_errors(source: Path, folder: Path, windows: list[list[int]]) -> Iterator[Tensor]:
