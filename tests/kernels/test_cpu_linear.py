@@ -1,6 +1,7 @@
 """The CPU kernels' products with packed weights, against their statements in plain torch."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 from octavo.kernels.cpu import Library
 from octavo.kernels.reference_weights import QuantizedWeight, linear_quantized, quantize_weight
 
-# bits, group size, quantized activations; None: as it is
+# bits, group size, quantized activations, and the scales' type where it is a checkpoint's
 QUANTIZED = [
     (8, None, False), (8, None, True),
     *((4, size, activations) for size in (32, 64, 128) for activations in (False, True)),
+    (8, 32, False, torch.float16), (8, 128, False, torch.float32), (8, 64, True, torch.bfloat16),
+    (4, 64, False, torch.float16), (4, 32, True, torch.float32), (4, None, False, torch.float32),
 ]  # fmt: skip
 KINDS = ["float32", "bfloat16", *QUANTIZED]
 
@@ -26,8 +29,12 @@ def make_weight(kind: object, out: int, width: int, seed: int) -> Tensor | Quant
     plain = normal(out, width, seed=seed) / width**0.5
     if isinstance(kind, str):
         return plain.to(getattr(torch, kind))
-    bits, group_size, activations = kind  # type: ignore[misc]
-    return quantize_weight(plain, bits, group_size, activations)
+    bits, group_size, activations, *scales = kind  # type: ignore[misc]
+    own = quantize_weight(plain, bits, group_size, activations)
+    if not scales:
+        return own
+    # Not numbers that bfloat16 has too.
+    return replace(own, scales=(own.scales.float() * 1.003).to(scales[0]))
 
 
 def expected(x: Tensor, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Tensor:

@@ -81,7 +81,6 @@ def test_windows(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("quantization_config", {"quant_method": "fp8"}),
         ("num_experts", 8),
         ("num_local_experts", 8),
         ("clip_qkv", 8.0),

@@ -112,8 +112,6 @@ def test_other_architectures_are_refused(tmp_path: Path, value: object) -> None:
     [
         ("hidden_act", "gelu"),
         ("hidden_act", None),
-        ("quantization_config", {"quant_method": "awq", "bits": 4}),
-        ("quantization_config", {}),
         ("partial_rotary_factor", 0.5),
         ("sliding_window", 4096),
         ("attn_logit_softcapping", 50.0),

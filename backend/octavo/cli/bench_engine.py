@@ -65,7 +65,7 @@ def _measure(options: Options, lines: list[Line], write: Callable[[Line], None])
     """Adds to `lines` as far as it comes. Raises OctavoError."""
     total = len(options.workloads)
     try:
-        with worker("engine_speed_worker", asdict(options)) as events:
+        with worker("octavo.benchmarks.engine_speed_worker", asdict(options)) as events:
             for event in events:
                 lines.append(event["line"])
                 write(lines[-1])

@@ -65,7 +65,10 @@ def _measured(options: Options) -> tuple[Settings | None, list[Sample], int]:
     settings: Settings | None = None
     samples: list[Sample] = []
     try:
-        with worker("identical_worker", asdict(options)) as events, _progress(options) as advance:
+        with (
+            worker("octavo.benchmarks.identical_worker", asdict(options)) as events,
+            _progress(options) as advance,
+        ):
             for event in events:
                 if "settings" in event:
                     settings = Settings(**event["settings"])

@@ -40,7 +40,7 @@ def run(options: Options, json_file: Path | None) -> int:
 def _measure(options: Options, lines: list[Line], write: Callable[[Line], None]) -> int:
     """Adds to `lines` as far as it comes. Raises OctavoError."""
     try:
-        with worker("kernel_speed_worker", asdict(options)) as events:
+        with worker("octavo.benchmarks.kernel_speed_worker", asdict(options)) as events:
             for event in events:
                 line = event["line"]
                 lines.append(line)

@@ -1,4 +1,4 @@
-"""The process of `octavo bench` that holds torch, as seen from the command line."""
+"""The process of a command that holds torch, as seen from the command line."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ EXIT_MEASURED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 @contextmanager
 def worker(module: str, options: Mapping[str, object]) -> Iterator[Iterator[dict[str, Any]]]:
-    """Events of a worker of octavo.benchmarks, which ends with the context. Raises OctavoError if
-    it does not get through."""
+    """Events of a module that serves as octavo.benchmarks.worker does; its process ends with the
+    context. Raises OctavoError if it does not get through."""
     with subprocess.Popen(
-        [sys.executable, "-m", f"octavo.benchmarks.{module}"],
+        [sys.executable, "-m", module],
         # As the server's environment has it; the caller's own value comes first.
         env={"GOMP_SPINCOUNT": "5000", **os.environ},
         stdin=subprocess.PIPE,
@@ -36,7 +36,7 @@ def worker(module: str, options: Mapping[str, object]) -> Iterator[Iterator[dict
             process.stdin.flush()
             yield _events(process.stdout)
             if process.wait() != 0:
-                raise OctavoError(f"the measuring process ended with {process.returncode}")
+                raise OctavoError(f"the working process ended with {process.returncode}")
         finally:
             process.kill()
 

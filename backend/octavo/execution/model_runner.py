@@ -25,7 +25,7 @@ from octavo.kernels.cpu import Library
 from octavo.models.decoder import Decoder
 from octavo.models.model_config import read_model_config
 from octavo.models.weights import checkpoint_digest
-from octavo.quantization.weights import matrix_format, weight_format
+from octavo.quantization.weights import weight_format
 from octavo.scheduling.sequence import Sequence, StepPlan
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class ModelRunner:
                 f"lm_head_format = {config.lm_head_format!r}: the model computes in {name}; set "
                 f"dtype = {config.lm_head_format!r}, or lm_head_format = 'auto' (8 bits)"
             )
-        self.weight_format = weight_format(config.weight_format, config.weight_group_size, name)
+        self.weight_format = weight_format(
+            config.weight_format, config.weight_group_size, name, self.model_config.stored_format
+        )
         self.library: Library | None = None
         self._on_gpu: DeviceRunner | None = None
         if self.device.type == "cuda":
@@ -105,11 +107,12 @@ class ModelRunner:
             self.folder, self.weight_format, self.model.num_bytes / 1e6, where, self.max_model_len,
         )  # fmt: skip
         if self.weight_quality == "ungated":
-            head = matrix_format(self.weight_format, "lm_head", config.lm_head_format)
+            stored = self.model_config.stored_format
             log.warning(
-                "weights rounded to %s, %.4g bits per weight, lm_head %s. ungated: its quality has "
-                "not been measured",
-                self.weight_format, self.weight_format.bits_per_weight, head,
+                "weights %s %s, %.4g bits per weight, lm_head %s. ungated: its quality has not "
+                "been measured",
+                f"of the checkpoint ({stored}) in" if stored else "rounded to", self.weight_format,
+                self.weight_format.bits_per_weight, self.model.lm_head.format,
             )  # fmt: skip
         log.info(
             "KV memory %.1f MB = %d blocks of %s",

@@ -22,8 +22,8 @@ class QuantizedWeight:
     """A matrix [out, in] of numbers stored · scale.
 
     stored: [out, in] int8; those of 4 bits are −8 to 7, one a byte
-    scales: [out, G] bfloat16, each of `group_size` numbers side by side, of either sign; or
-        [out, 1] float32 where that is None
+    scales: [out, G] bfloat16, or float16 or float32 as a checkpoint has them, each of
+        `group_size` numbers side by side, of either sign; or [out, 1] float32 where that is None
     quantized_activations: whether its input is quantized too, see `linear_quantized`
     """
 
@@ -88,7 +88,7 @@ def _round(groups: Tensor, scales: Tensor, least: int, most: int) -> Tensor:
 
 
 def dequantize_weight(weight: QuantizedWeight) -> Tensor:
-    """→ [out, in] float32. Exact where scales are bfloat16."""
+    """→ [out, in] float32. Exact where scales have 16 bits."""
     groups = weight.stored.float().view(*weight.scales.shape, -1)
     return groups.mul_(weight.scales.float().unsqueeze(-1)).flatten(1)
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from octavo.errors import UnsupportedModelError
 from octavo.models.rope import RopeConfig
+from octavo.quantization.weights import StoredFormat
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -33,6 +34,7 @@ class ModelConfig:
     sliding_rope: of the layers with a window, where it differs from `rope`
     norm_offset: added to the weight of each norm
     embedding_scale: embeddings are multiplied by it, rounded to their own type
+    stored_format: of the matrices that the checkpoint has quantized; None: it has none
     attention_softcap, logits_softcap: of kernels.apply_softcap, on the scores and on the logits
     """
 
@@ -62,6 +64,7 @@ class ModelConfig:
     attention_softcap: float | None = None
     logits_softcap: float | None = None
     tensor_names: TensorNames = TensorNames()
+    stored_format: StoredFormat | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

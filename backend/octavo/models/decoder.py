@@ -39,7 +39,9 @@ class DecoderLayer:
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         heads, kv_heads = config.num_heads, config.num_kv_heads
         names, prefix = config.tensor_names, f"model.layers.{index}."
-        loader = LinearLoader(checkpoint, matrix_format(weights, "layer"), library, operators)
+        loader = LinearLoader(
+            checkpoint, matrix_format(weights, "layer"), library, operators, config.stored_format
+        )
         self.num_bytes = 0  # of all weights as they are stored
 
         def norm(name: str, width: int = hidden) -> Tensor:
@@ -146,13 +148,15 @@ class Decoder:
         operators: Operators = kernels,
         device: torch.device | None = None,
     ) -> None:
-        """`weights` are stored as computed if there is no format. `library` computes all of it on
-        the CPU; without one `operators` do, on `device`. Raises ConfigError if a tensor is missing,
-        unknown, of the wrong shape, or not to be held in its format."""
+        """`weights` is the format of matrices that the checkpoint has not quantized itself; without
+        one, and in a checkpoint that has quantized any, they are stored as computed. `library`
+        computes all of it on the CPU; without one `operators` do, on `device`. Raises ConfigError
+        if a tensor is missing, unknown, of the wrong shape, or not to be held in its format."""
         device = device or torch.device("cpu")
         self.config = config
         self._operators = operators
-        weights = weights or WEIGHT_FORMATS[str(dtype).removeprefix("torch.")]
+        if weights is None or config.stored_format is not None:
+            weights = WEIGHT_FORMATS[str(dtype).removeprefix("torch.")]
         head_format = matrix_format(weights, "lm_head", lm_head_format)
         with Checkpoint(folder, dtype, device) as checkpoint:
             vocabulary, hidden = config.vocab_size, config.hidden_size
@@ -163,7 +167,7 @@ class Decoder:
             ]
             self.norm = load_norm(checkpoint, "model.norm", hidden, config.norm_offset)
             tied = config.tie_embeddings
-            loader = LinearLoader(checkpoint, head_format, library, operators)
+            loader = LinearLoader(checkpoint, head_format, library, operators, config.stored_format)
             if tied:
                 self.lm_head = loader.of("model.embed_tokens.weight", self.embedding)
             else:

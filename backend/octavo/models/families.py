@@ -17,7 +17,6 @@ MAX_LAYERS = 1024  # what is described layer by layer must not fill the memory
 # Keys that change the mathematics, with the values that `_plain` computes; the first is what an
 # absent key means. A family that reads such a key itself names it to `_plain`.
 _ONLY: dict[str, tuple[object, ...]] = {
-    "quantization_config": (None,),
     "num_experts": (None, 0),
     "num_local_experts": (None, 0),
     "dual_chunk_attention_config": (None,),

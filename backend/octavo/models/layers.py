@@ -10,18 +10,20 @@ from octavo.errors import ConfigError
 from octavo.kernels import QuantizedWeight
 from octavo.kernels.cpu import Library
 from octavo.kernels.operators import Operators
+from octavo.models.quantized_checkpoint import take_quantized
 from octavo.models.weights import Checkpoint
-from octavo.quantization.weights import WeightFormat
+from octavo.quantization.weights import StoredFormat, WeightFormat
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A matrix [out, in] and its bias [out] or None; or both in one, packed for native kernels.
-    num_bytes: of both, as the weight's format packs them."""
+    num_bytes: of both, as `format`, the weight's, packs them."""
 
     weight: kernels.PackedWeight
     bias: Tensor | None
     num_bytes: int
+    format: WeightFormat
     operators: Operators
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -30,12 +32,14 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class LinearLoader:
-    """Takes matrices out of a checkpoint, rounded to a format, packed for the kernels."""
+    """Takes matrices out of a checkpoint, packed for the kernels: as it has quantized them in the
+    format `stored`, or else rounded to `own`."""
 
     checkpoint: Checkpoint
     own: WeightFormat
     library: Library | None
     operators: Operators
+    stored: StoredFormat | None = None
 
     def of(self, name: str, weight: Tensor) -> Linear:
         """From the tensor `name`, [out, in]. Raises ConfigError if the format cannot hold it."""
@@ -51,31 +55,53 @@ class LinearLoader:
         is_gated: bool = False,
     ) -> Linear:
         """Matrices that share their input, stacked into one. One name for several `outs`: the
-        checkpoint holds them stacked. Each is rounded before the next one is read."""
+        checkpoint holds them stacked. Each is rounded before the next one is read. Raises
+        ConfigError."""
         if len(names) == 1:
             outs = (sum(outs),)
-        parts = [
-            self._stored(f"{n}.weight", self.checkpoint.take(f"{n}.weight", out, width))
-            for n, out in zip(names, outs, strict=True)
-        ]
+        parts = [self._matrix(n, out, width) for n, out in zip(names, outs, strict=True)]
         biases = [
             self.checkpoint.take(f"{n}.bias", out)
             for n, out in zip(names, outs, strict=True)
             if bias
         ]
-        return self._pack(_stack(parts), torch.cat(biases) if bias else None, is_gated)
+        if not bias:
+            self._drop_empty_biases(names, outs)
+        return self._pack(_stack(names, parts), torch.cat(biases) if bias else None, is_gated)
+
+    def _matrix(self, name: str, out: int, width: int) -> Tensor | QuantizedWeight:
+        if self.stored is not None:
+            quantized = take_quantized(self.checkpoint, self.stored, name, out, width)
+            if quantized is not None:
+                return quantized
+        return self._stored(f"{name}.weight", self.checkpoint.take(f"{name}.weight", out, width))
+
+    def _drop_empty_biases(self, names: tuple[str, ...], outs: tuple[int, ...]) -> None:
+        """Older GPTQ checkpoints have one, all zeros, for every matrix."""
+        if self.stored is None or self.stored.layout != "gptq":
+            return
+        for name, out in zip(names, outs, strict=True):
+            if (
+                f"{name}.bias" in self.checkpoint
+                and self.checkpoint.take(f"{name}.bias", out).any()
+            ):
+                raise ConfigError(f"checkpoint: tensor {name}.bias: the decoder has no bias here")
 
     def _pack(
         self, weight: Tensor | QuantizedWeight, bias: Tensor | None, is_gated: bool
     ) -> Linear:
-        shape = (weight.stored if isinstance(weight, QuantizedWeight) else weight).shape
-        num_bytes = self.own.num_bytes(*shape) + (0 if bias is None else bias.nbytes)
-        dtype = self.checkpoint.dtype
+        dtype, own, num_bytes = self.checkpoint.dtype, self.own, 0 if bias is None else bias.nbytes
+        if isinstance(weight, QuantizedWeight):
+            num_bytes += weight.stored.numel() * weight.bits // 8 + weight.scales.nbytes
+            if self.stored is not None:
+                own = self.stored.weight_format(str(dtype).removeprefix("torch."))
+        else:
+            num_bytes += weight.nbytes
         if self.library is None:
             packed = self.operators.pack(weight, dtype)
-            return Linear(packed, bias, num_bytes, self.operators)
+            return Linear(packed, bias, num_bytes, own, self.operators)
         native = self.library.pack(weight, dtype, bias, is_gated=is_gated)
-        return Linear(native, None, num_bytes, self.operators)
+        return Linear(native, None, num_bytes, own, self.operators)
 
     def _stored(self, name: str, weight: Tensor) -> Tensor | QuantizedWeight:
         """weight as the format stores it. Raises ConfigError if that cannot be."""
@@ -92,11 +118,18 @@ class LinearLoader:
         )
 
 
-def _stack(parts: list[Tensor | QuantizedWeight]) -> Tensor | QuantizedWeight:
+def _stack(
+    names: tuple[str, ...], parts: list[Tensor | QuantizedWeight]
+) -> Tensor | QuantizedWeight:
     if len(parts) == 1:
         return parts[0]
     plain = [part for part in parts if isinstance(part, Tensor)]
     quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
+    if plain and quantized:
+        raise ConfigError(
+            f"checkpoint: of {', '.join(names)}, which are computed as one matrix, only "
+            f"{len(quantized)} are quantized; supported: all or none"
+        )
     return QuantizedWeight.stack(quantized) if quantized else torch.cat(plain)
 
 

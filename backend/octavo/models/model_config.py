@@ -8,6 +8,7 @@ from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.models.architecture import ModelConfig
 from octavo.models.config_section import ConfigSection, read_json
 from octavo.models.families import FAMILIES
+from octavo.models.quantized_checkpoint import read_stored_format
 
 __all__ = ["ModelConfig", "read_model_config"]
 
@@ -24,8 +25,13 @@ def read_model_config(folder: Path) -> ModelConfig:
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise UnsupportedModelError("architectures", architectures, ", ".join(FAMILIES))
-    model = family(ConfigSection(config))
-    return replace(model, eos_token_ids=_eos_token_ids(config, folder, model.vocab_size))
+    section = ConfigSection(config)
+    model = family(section)
+    return replace(
+        model,
+        eos_token_ids=_eos_token_ids(config, folder, model.vocab_size),
+        stored_format=read_stored_format(section),
+    )
 
 
 def _eos_token_ids(config: dict[str, Any], folder: Path, vocab_size: int) -> tuple[int, ...]:

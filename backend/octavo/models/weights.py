@@ -53,23 +53,50 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
 
+    @property
+    def names(self) -> list[str]:
+        """Of all tensors, sorted."""
+        return sorted(self._shard_of)
+
+    def as_stored(self, name: str) -> Tensor:
+        """A tensor of whatever shape and type, read from the file as it is looked at."""
+        if name not in self._shard_of:
+            raise ConfigError(f"checkpoint: tensor {name} is missing")
+        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        return tensor
+
     def take(self, name: str, *shape: int) -> Tensor:
         """A copy of one tensor in the engine's type, on its device. Raises ConfigError if it is
         missing, of another shape, or of a type that needs more than a cast."""
+        tensor = self._read(name, shape)
+        if tensor.dtype not in _LOADABLE:
+            raise ConfigError(
+                f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit"
+            )
+        return tensor.to(self._device, self.dtype, copy=True)
+
+    def take_as_stored(
+        self, name: str, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...]
+    ) -> Tensor:
+        """A copy of one tensor, which must be of one of `dtypes`, on the engine's device. Raises
+        ConfigError."""
+        tensor = self._read(name, shape)
+        if tensor.dtype not in dtypes:
+            shown = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise ConfigError(f"checkpoint: tensor {name} is {tensor.dtype}; supported: {shown}")
+        return tensor.to(self._device, copy=True)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._shard_of:
             raise ConfigError(f"checkpoint: tensor {name} {list(shape)} is missing")
-        tensor: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        tensor = self.as_stored(name)
         if tuple(tensor.shape) != shape:
             raise ConfigError(
                 f"checkpoint: tensor {name} has shape {list(tensor.shape)}; "
                 f"config.json asks for {list(shape)}"
             )
-        if tensor.dtype not in _LOADABLE:
-            raise ConfigError(
-                f"checkpoint: tensor {name} is {tensor.dtype}; supported: 16 and 32 bit"
-            )
         self._left.discard(name)
-        return tensor.to(self._device, self.dtype, copy=True)
+        return tensor
 
     def check_all_taken(self, ignored: tuple[str, ...]) -> None:
         """Raises ConfigError if tensors are left that the decoder has no use for."""

@@ -21,8 +21,8 @@ class WeightFormat:
     """How matrices [out, in] are stored, and the type in which their input meets them, both by
     torch's names.
 
-    A quantized weight is stored · scale, with a bfloat16 scale for each `group_size` of them
-    along the input or, without groups, one float32 scale for each row. An int8 input is quantized
+    A quantized weight is stored · scale, with a 16 bit scale for each `group_size` of them along
+    the input or, without groups, one float32 scale for each row. An int8 input is quantized
     as it comes, token by token. What rounds and multiplies is kernels.quantize_weight and
     kernels.linear.
     """
@@ -82,8 +82,50 @@ WEIGHT_FORMATS = {
 }
 
 
-def weight_format(name: str, group_size: int, compute_dtype: str) -> WeightFormat:
-    """Of a setting: "auto" stores weights as they are computed."""
+@dataclass(frozen=True, slots=True)
+class StoredFormat:
+    """How a checkpoint holds the matrices that it has quantized.
+
+    layout: of the tensors: two of compressed-tensors, GPTQ's or AWQ's
+    bits: of a number in the file
+    zero_offset: what GPTQ's files take off their zero points
+    """
+
+    layout: Literal["pack-quantized", "int-quantized", "gptq", "awq"]
+    bits: int
+    group_size: int | None
+    quantized_activations: bool = False
+    zero_offset: int = 0
+
+    def __str__(self) -> str:
+        groups = f" in groups of {self.group_size}" if self.group_size else ""
+        return f"{self.layout} of {self.bits} bits{groups}"
+
+    @property
+    def weight_bits(self) -> int:
+        """Of a number once it is loaded. AWQ's, less their zero points, take 5 of 8 bits."""
+        return 8 if self.layout == "awq" else self.bits
+
+    def weight_format(self, compute_dtype: str) -> WeightFormat:
+        """What it is held as."""
+        bits, is_w8a8 = self.weight_bits, self.quantized_activations
+        name = f"w{bits}a8" if is_w8a8 else f"int{bits}"
+        return WeightFormat(name, bits, self.group_size, "int8" if is_w8a8 else compute_dtype)
+
+
+def weight_format(
+    name: str, group_size: int, compute_dtype: str, stored: StoredFormat | None = None
+) -> WeightFormat:
+    """Of a setting: "auto" stores weights as the checkpoint has quantized them or, if it has not,
+    as they are computed. Raises ConfigError if they would be rounded twice."""
+    if stored is not None:
+        if name != "auto":
+            raise ConfigError(
+                f"weight_format = {name!r}: the checkpoint's weights are quantized already "
+                f"({stored}); use 'auto', which serves them as they are, or the checkpoint that "
+                "they were made from"
+            )
+        return stored.weight_format(compute_dtype)
     own = WEIGHT_FORMATS[compute_dtype if name == "auto" else name]
     return replace(
         own,

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +78,16 @@ def test_products(
     weight, x = make_weight(format, out, width), make_rows(rows, width, dtype)
     bias = normal(out, seed=1).to(DEVICE, dtype) if rows % 2 else None
     check(linear(x, pack(weight, dtype, DEVICE), bias), x, weight, bias)
+
+
+@pytest.mark.parametrize("scales", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("format", [(4, 64), (8, 128)], ids=str)
+def test_scales_of_a_checkpoint(format: tuple[int, int], scales: torch.dtype) -> None:
+    """Not numbers that bfloat16 has too."""
+    own = make_weight(format, 40, 384)
+    weight = replace(own, scales=(own.scales.float() * 1.003).to(scales))
+    x = make_rows(5, 384, torch.float32)
+    check(linear(x, pack(weight, torch.float32, DEVICE)), x, weight, None)
 
 
 @pytest.mark.parametrize("rows", [16, 64, 130])

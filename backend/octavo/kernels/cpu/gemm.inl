@@ -104,6 +104,15 @@ OCTAVO_INLINE void prepare_row(Format format, const float *x, int n, int padded,
     }
 }
 
+// Scales of 16 outputs side by side, from number `at` on.
+OCTAVO_INLINE vf load_scales(const Matrix &m, int64_t at) {
+    switch (m.scale_type) {
+        case ScaleType::bf16: return load(static_cast<const bf16 *>(m.scales) + at);
+        case ScaleType::f16: return load(static_cast<const f16 *>(m.scales) + at);
+        default: return load(static_cast<const float *>(m.scales) + at);
+    }
+}
+
 // sums[R][32] of rows with one panel, scaled, with the bias.
 template <Format F, int R>
 void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, Ahead &ahead,
@@ -111,8 +120,6 @@ void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, Ahead &ah
     typedef typename KernelOf<F>::type Kernel;
     typedef typename Kernel::Sum Sum;
     constexpr bool is_integer = F == Format::w8a8 || F == Format::w4a8;
-    constexpr bool is_grouped =
-        F == Format::int4 || F == Format::w4a8 || F == Format::int4_f32;
     constexpr bool is_scaled = F != Format::f32 && F != Format::bf16;
     const int units = m.padded_inputs / UNIT;
     const uint8_t *weights = m.panels + size_t(panel) * units * Kernel::unit_bytes;
@@ -122,16 +129,14 @@ void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, Ahead &ah
         rows[r] = reinterpret_cast<const typename Kernel::Input *>(in.rows +
                                                                    (row + r) * in.row_bytes);
     vf totals[R][2] = {};
-    const int step = is_grouped ? m.group_size / UNIT : units;
+    const int step = is_scaled && m.group_size ? m.group_size / UNIT : units;
     for (int g = 0, u = 0; u < units; g++, u += step) {
         Sum sums[R][2] = {};
         Kernel::template dot<R>(weights, rows, u, u + step, sums, ahead);
         for (int h = 0; h < 2; h++) {
             const int64_t at = g * stride + first + h * LANES;
             vf scale = {};
-            if constexpr (is_scaled)
-                scale = is_grouped ? load(static_cast<const bf16 *>(m.scales) + at)
-                                   : load(static_cast<const float *>(m.scales) + at);
+            if constexpr (is_scaled) scale = load_scales(m, at);
             for (int r = 0; r < R; r++) {
                 if constexpr (is_integer)
                     totals[r][h] += __builtin_convertvector(

@@ -17,11 +17,11 @@ constexpr int CHUNK_ROWS = 256;
 constexpr int MAX_TOGETHER = 8;           // panels of a task
 constexpr int64_t RESIDENT = 512 * 1024;  // bytes of rows that the second cache keeps anyway
 
-template <Format F>
+template <Format F, bool has_groups>
 struct Tiled {
     typedef typename KernelOf<F>::type Kernel;
     static constexpr bool is_integer = F == Format::w8a8 || F == Format::w4a8;
-    static constexpr bool is_grouped = F == Format::int4 || F == Format::w4a8;
+    static constexpr bool is_grouped = has_groups;
     static constexpr bool is_scaled = F != Format::bf16;
     // Whether weights are not stored as tiles take them: rows of 128 bytes, 64 of each half.
     static constexpr bool is_unpacked = F != Format::bf16 && F != Format::w8a8;
@@ -75,10 +75,10 @@ OCTAVO_INLINE void store_sums(float (*sums)[PANEL], bool both) {
 }
 
 // A stretch of a block's products with `rows` rows from `row` on, added to the tiles of sums.
-template <Format F>
+template <Format F, bool G>
 OCTAVO_INLINE void add_products(const Matrix &m, const Inputs &in, const Block &block, int begin,
                                 int end, int row, bool both, bool unpacks) {
-    typedef Tiled<F> T;
+    typedef Tiled<F, G> T;
     typedef typename T::Kernel Kernel;
     const uint8_t *weights =
         m.panels + size_t(block.panel) * (m.padded_inputs / UNIT) * Kernel::unit_bytes;
@@ -109,7 +109,7 @@ OCTAVO_INLINE void add_products(const Matrix &m, const Inputs &in, const Block &
 }
 
 // A panel's factors of one group of inputs, half by half.
-template <Format F>
+template <Format F, bool G>
 struct Factors {
     vf scale[2];
     vi sums[2];
@@ -118,44 +118,41 @@ struct Factors {
         for (int h = 0; h < 2; h++) {
             const int64_t at =
                 (int64_t(group) * block.panels + block.panel) * PANEL + h * LANES;
-            if constexpr (Tiled<F>::is_grouped)
-                scale[h] = load(static_cast<const bf16 *>(m.scales) + at);
-            else if constexpr (Tiled<F>::is_scaled)
-                scale[h] = load(static_cast<const float *>(m.scales) + at);
-            if constexpr (Tiled<F>::is_integer) sums[h] = load_as<vi>(m.sums + at);
+            if constexpr (Tiled<F, G>::is_scaled) scale[h] = load_scales(m, at);
+            if constexpr (Tiled<F, G>::is_integer) sums[h] = load_as<vi>(m.sums + at);
         }
     }
 
     // Half a row of sums as tiles have them, as floats.
     OCTAVO_INLINE vf operator()(const float *from, int h) const {
         vf x = load(from);
-        if constexpr (Tiled<F>::is_integer) x = __builtin_convertvector((vi)x - sums[h], vf);
-        if constexpr (Tiled<F>::is_scaled) x *= scale[h];
+        if constexpr (Tiled<F, G>::is_integer) x = __builtin_convertvector((vi)x - sums[h], vf);
+        if constexpr (Tiled<F, G>::is_scaled) x *= scale[h];
         return x;
     }
 };
 
 // sums [rows, PANEL] (+)= the products of at most 32 rows with a block: as tiles have them, or,
 // where each group has its scale, as floats.
-template <Format F>
+template <Format F, bool G>
 void multiply_block(const Matrix &m, const Inputs &in, const Block &block, int row, int rows,
                     bool unpacks, float (*sums)[PANEL]) {
     const bool both = rows > 16;
-    if constexpr (!Tiled<F>::is_grouped) {
+    if constexpr (!Tiled<F, G>::is_grouped) {
         if (block.begin == 0)
             zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
         else
             load_sums(sums, both);
-        add_products<F>(m, in, block, block.begin, block.end, row, both, unpacks);
+        add_products<F, G>(m, in, block, block.begin, block.end, row, both, unpacks);
         store_sums(sums, both);
     } else {
         alignas(64) float own[AMX_ROWS][PANEL];
         const int step = m.group_size / UNIT;
         for (int u = block.begin, group = u / step; u < block.end; u += step, group++) {
             zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
-            add_products<F>(m, in, block, u, u + step, row, both, unpacks);
+            add_products<F, G>(m, in, block, u, u + step, row, both, unpacks);
             store_sums(own, both);
-            const Factors<F> factors(m, block, group);
+            const Factors<F, G> factors(m, block, group);
             for (int r = 0; r < rows; r++)
                 for (int h = 0; h < 2; h++) {
                     const vf x = factors(own[r] + h * LANES, h);
@@ -167,16 +164,16 @@ void multiply_block(const Matrix &m, const Inputs &in, const Block &block, int r
 }
 
 // f(row, panel, sums[32]) for `rows` rows from `begin` on, to which all blocks are added.
-template <Format F, class Epilogue>
+template <Format F, bool G, class Epilogue>
 OCTAVO_INLINE void finish_rows(const Matrix &m, const Inputs &in, const Block &block, int begin,
                                int rows, float (*sums)[PANEL], Epilogue &&f) {
-    const Factors<F> factors(m, block, 0);
+    const Factors<F, G> factors(m, block, 0);
     const int panel = block.panel;
     for (int r = 0; r < rows; r++) {
         for (int h = 0; h < 2; h++) {
             float *total = sums[r] + h * LANES;
-            vf x = Tiled<F>::is_grouped ? load(total) : factors(total, h);
-            if constexpr (Tiled<F>::is_integer) x *= in.scales[begin + r];
+            vf x = Tiled<F, G>::is_grouped ? load(total) : factors(total, h);
+            if constexpr (Tiled<F, G>::is_integer) x *= in.scales[begin + r];
             if (m.bias) x += load(m.bias + panel * PANEL + h * LANES);
             store(total, x);
         }
@@ -184,9 +181,9 @@ OCTAVO_INLINE void finish_rows(const Matrix &m, const Inputs &in, const Block &b
     }
 }
 
-template <Format F, class Epilogue>
+template <Format F, bool G, class Epilogue>
 void amx_multiply_as(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
-    typedef Tiled<F> T;
+    typedef Tiled<F, G> T;
     const int units = m.padded_inputs / UNIT, panels = num_panels(m);
     // A tile takes 64 bytes of a row, 64 or 32 inputs, but not of two groups.
     const int whole = 64 / T::row_bytes;
@@ -228,8 +225,8 @@ void amx_multiply_as(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f)
                     float (*own)[PANEL] = sums[panel - first] + row;
                     block.weights_ahead =
                         to_next * T::Kernel::unit_bytes + strip * block.lines_ahead * 64;
-                    multiply_block<F>(m, in, block, begin + row, count, strip == 0, own);
-                    if (is_last) finish_rows<F>(m, in, block, begin + row, count, own, f);
+                    multiply_block<F, G>(m, in, block, begin + row, count, strip == 0, own);
+                    if (is_last) finish_rows<F, G>(m, in, block, begin + row, count, own, f);
                 }
             }
         }
@@ -237,15 +234,21 @@ void amx_multiply_as(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f)
     release_tiles();
 }
 
+template <Format F, class Epilogue>
+void amx_multiply_scaled(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
+    return m.group_size ? amx_multiply_as<F, true>(w, m, in, f)
+                        : amx_multiply_as<F, false>(w, m, in, f);
+}
+
 // Formats with tiles: all but those with float inputs.
 template <class Epilogue>
 void amx_multiply(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
     switch (m.format) {
-        case Format::bf16: return amx_multiply_as<Format::bf16>(w, m, in, f);
-        case Format::int8: return amx_multiply_as<Format::int8>(w, m, in, f);
-        case Format::int4: return amx_multiply_as<Format::int4>(w, m, in, f);
-        case Format::w8a8: return amx_multiply_as<Format::w8a8>(w, m, in, f);
-        case Format::w4a8: return amx_multiply_as<Format::w4a8>(w, m, in, f);
+        case Format::bf16: return amx_multiply_as<Format::bf16, false>(w, m, in, f);
+        case Format::int8: return amx_multiply_scaled<Format::int8>(w, m, in, f);
+        case Format::int4: return amx_multiply_scaled<Format::int4>(w, m, in, f);
+        case Format::w8a8: return amx_multiply_scaled<Format::w8a8>(w, m, in, f);
+        case Format::w4a8: return amx_multiply_scaled<Format::w4a8>(w, m, in, f);
         default: return;  // float inputs have no tiles; see multiply
     }
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.cpu import types
-from octavo.kernels.cpu.types import Format
+from octavo.kernels.cpu.types import Format, ScaleType
 from octavo.kernels.reference_weights import QuantizedWeight
 
 ISAS = ("amx", "avx512", "avx2", "portable")
@@ -35,6 +35,11 @@ _QUANTIZED = {
     (4, torch.float32): Format.INT4_F32,
     (8, torch.int8): Format.W8A8,
     (4, torch.int8): Format.W4A8,
+}
+_SCALES = {
+    torch.float32: ScaleType.F32,
+    torch.bfloat16: ScaleType.BF16,
+    torch.float16: ScaleType.F16,
 }
 
 
@@ -126,6 +131,7 @@ class Library:
             return held[-1].data_ptr()
 
         if scales is not None:
+            matrix.scale_type = _SCALES[scales.dtype]
             packed.scales = part(scales.dtype, groups)
         if format in (Format.W8A8, Format.W4A8):
             packed.sums = part(torch.int32, groups)

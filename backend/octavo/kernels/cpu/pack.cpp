@@ -120,12 +120,13 @@ void pack(Worker &w, const Matrix &m, const void *weight, const void *scales, co
             if (out.bias) out.bias[at] = row < 0 ? 0.0f : bias[row];
             for (int g = 0; g < groups && out.scales; g++) {
                 bool known = row >= 0 && g < given_groups;
-                if (is_grouped)
-                    static_cast<uint16_t *>(out.scales)[g * padded + at] =
-                        known ? static_cast<const uint16_t *>(scales)[row * given_groups + g] : 0;
+                int64_t from = row * given_groups + g, to = g * padded + at;
+                if (m.scale_type == ScaleType::f32)
+                    static_cast<float *>(out.scales)[to] =
+                        known ? static_cast<const float *>(scales)[from] : 0.0f;
                 else
-                    static_cast<float *>(out.scales)[at] =
-                        known ? static_cast<const float *>(scales)[row] : 0.0f;
+                    static_cast<uint16_t *>(out.scales)[to] =
+                        known ? static_cast<const uint16_t *>(scales)[from] : 0;
             }
             for (int g = 0; g < groups && sums; g++) {
                 int32_t total = 0;

@@ -15,8 +15,8 @@ struct Packed {
     float *bias;      // null without
 };
 
-// weight [outputs, inputs]: float, bf16, or int8 (of int4 formats −8 to 7); scales: float [outputs],
-// or bf16 [outputs, groups]; bias [outputs] float or null. A gated weight has all gates before all
+// weight [outputs, inputs]: float, bf16, or int8 (of int4 formats −8 to 7); scales
+// of Matrix's type, [outputs, groups]; bias [outputs] float or null. A gated weight has all gates before all
 // ups. All threads call it.
 void pack(Worker &w, const Matrix &m, const void *weight, const void *scales, const float *bias,
           Packed out);

@@ -48,11 +48,13 @@ enum class Format : int32_t {
 constexpr int PANEL = 32;  // outputs that are stored and computed together
 constexpr int UNIT = 8;    // inputs that are unpacked together
 
+enum class ScaleType : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+
 // A weight [outputs, inputs] in panels of 32 outputs, each one stretch of memory: for each unit of
 // 8 inputs what pack.cpp says. Both sizes are padded with zeros.
 struct Matrix {
     const uint8_t *panels;
-    const void *scales;    // of int8: float [padded outputs]; of int4: bf16 [groups, …]
+    const void *scales;    // of scale_type, [groups, padded outputs]; one group: that of a row
     const int32_t *sums;   // of int8 inputs: 128 · the sum of a group's weights, [groups, …]
     const float *bias;     // [padded outputs], or null
     Format format;
@@ -60,6 +62,7 @@ struct Matrix {
     int32_t padded_inputs;  // a multiple of 64
     int32_t group_size;     // inputs with a scale of their own; 0: all have one
     int32_t is_gated;       // outputs are gate and up by turns, 16 of each in a panel
+    ScaleType scale_type;
 };
 
 struct Attention {

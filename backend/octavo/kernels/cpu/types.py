@@ -19,6 +19,12 @@ class Format(IntEnum):
     INT4_F32 = 7
 
 
+class ScaleType(IntEnum):
+    F32 = 0
+    BF16 = 1
+    F16 = 2
+
+
 class KVType(IntEnum):
     F32 = 0
     BF16 = 1
@@ -68,6 +74,7 @@ class Matrix(ctypes.Structure):
         ("padded_inputs", c_int32),
         ("group_size", c_int32),
         ("is_gated", c_int32),
+        ("scale_type", c_int32),
     ]
 
 

@@ -33,7 +33,7 @@ class GpuLinear:
     """A weight [out, in] of numbers stored · scale, packed.
 
     words: [units, out, PLANE] int16; 4 bits are stored + 8, 8 bits two's complement
-    scales: [groups, out] bfloat16; or [1, out] float32 where `group_size` is None. What pads the
+    scales: [groups, out] as given; or [1, out] float32 where `group_size` is None. What pads the
         inputs to whole units has the scale 0 or the weight 0
     dtype: of the inputs that it will be multiplied with
     num_bytes: what one product reads of it
