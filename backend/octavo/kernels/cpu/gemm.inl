@@ -104,17 +104,8 @@ OCTAVO_INLINE void prepare_row(Format format, const float *x, int n, int padded,
     }
 }
 
-// Scales of 16 outputs side by side, from number `at` on.
-OCTAVO_INLINE vf load_scales(const Matrix &m, int64_t at) {
-    switch (m.scale_type) {
-        case ScaleType::bf16: return load(static_cast<const bf16 *>(m.scales) + at);
-        case ScaleType::f16: return load(static_cast<const f16 *>(m.scales) + at);
-        default: return load(static_cast<const float *>(m.scales) + at);
-    }
-}
-
-// sums[R][32] of rows with one panel, scaled, with the bias.
-template <Format F, int R>
+// sums[R][32] of rows with one panel, scaled by scales of type S, with the bias.
+template <Format F, class S, int R>
 void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, Ahead &ahead,
                 float (*out)[PANEL]) {
     typedef typename KernelOf<F>::type Kernel;
@@ -136,7 +127,7 @@ void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, Ahead &ah
         for (int h = 0; h < 2; h++) {
             const int64_t at = g * stride + first + h * LANES;
             vf scale = {};
-            if constexpr (is_scaled) scale = load_scales(m, at);
+            if constexpr (is_scaled) scale = load(static_cast<const S *>(m.scales) + at);
             for (int r = 0; r < R; r++) {
                 if constexpr (is_integer)
                     totals[r][h] += __builtin_convertvector(
@@ -157,13 +148,27 @@ void panel_rows(const Matrix &m, int panel, const Inputs &in, int row, Ahead &ah
         }
 }
 
-template <Format F, int R>
+template <Format F, class S, int R>
 void panel_rows_upto(const Matrix &m, int panel, const Inputs &in, int row, int rows, Ahead &ahead,
                      float (*out)[PANEL]) {
     if constexpr (R > 1) {
-        if (rows < R) return panel_rows_upto<F, R - 1>(m, panel, in, row, rows, ahead, out);
+        if (rows < R) return panel_rows_upto<F, S, R - 1>(m, panel, in, row, rows, ahead, out);
     }
-    panel_rows<F, R>(m, panel, in, row, ahead, out);
+    panel_rows<F, S, R>(m, panel, in, row, ahead, out);
+}
+
+// The type of scales is chosen once for each panel: a choice at each load would stand in the loop over
+// the groups, which for 4 bit weights holds only a few products.
+template <Format F, int R>
+void any_panel_rows(const Matrix &m, int panel, const Inputs &in, int row, int rows, Ahead &ahead,
+                    float (*out)[PANEL]) {
+    if constexpr (F != Format::f32 && F != Format::bf16) {
+        if (m.scale_type == ScaleType::bf16)
+            return panel_rows_upto<F, bf16, R>(m, panel, in, row, rows, ahead, out);
+        if (m.scale_type == ScaleType::f16)
+            return panel_rows_upto<F, f16, R>(m, panel, in, row, rows, ahead, out);
+    }
+    panel_rows_upto<F, float, R>(m, panel, in, row, rows, ahead, out);
 }
 
 // f(row, panel, sums[32]) for each row and panel.
@@ -184,7 +189,7 @@ void multiply_as(Worker &w, const Matrix &m, const Inputs &in, Epilogue &&f) {
             // Blocks of about the same number of rows: a rest of one row costs as much as four.
             const int begin = int64_t(in.count) * b / blocks;
             const int rows = int(int64_t(in.count) * (b + 1) / blocks) - begin;
-            panel_rows_upto<F, max_rows>(m, panel, in, begin, rows, ahead, sums);
+            any_panel_rows<F, max_rows>(m, panel, in, begin, rows, ahead, sums);
             for (int r = 0; r < rows; r++) f(begin + r, panel, sums[r]);
         }
     });

@@ -108,6 +108,15 @@ OCTAVO_INLINE void add_products(const Matrix &m, const Inputs &in, const Block &
     }
 }
 
+// Scales of 16 outputs side by side, from number `at` on.
+OCTAVO_INLINE vf load_scales(const Matrix &m, int64_t at) {
+    switch (m.scale_type) {
+        case ScaleType::bf16: return load(static_cast<const bf16 *>(m.scales) + at);
+        case ScaleType::f16: return load(static_cast<const f16 *>(m.scales) + at);
+        default: return load(static_cast<const float *>(m.scales) + at);
+    }
+}
+
 // A panel's factors of one group of inputs, half by half.
 template <Format F, bool G>
 struct Factors {
