@@ -161,6 +161,10 @@ def test_what_is_not_finite_makes_its_own_scale_so(cache: torch.dtype) -> None:
     torch.testing.assert_close(value_scales, wanted_values, rtol=0, atol=0, equal_nan=True)
     assert key_scales.isnan().sum() == 1 and value_scales.isinf().sum() == 1
     assert value_scales[0, 3, 1] == 0 and not values[0, 3, 1].float().any()
+    for own, scales, row in ((keys, key_scales, (0, 1, 0)), (values, value_scales, (0, 2, 0))):
+        assert (own[row].float() * scales[row].float()).isnan().all(), (
+            "none is read back as a number"
+        )
     finite = torch.arange(12) != 2
     assert torch.equal(values[0, :12][finite].float(), other[0, :12][finite].float())
     assert keys[0, 5].float().any()
