@@ -46,8 +46,8 @@ class Case:
 
         def part(gaps: int, dtype: torch.dtype, *row: int) -> Tensor:
             shape = (NUM_BLOCKS + 2, 1 + gaps, self.block_size, self.groups, *row)
-            self.memory.append(torch.zeros(shape, device=DEVICE).to(dtype))
-            return self.memory[-1][1:-1, 0]
+            self.memory.append(torch.ones(shape, device=DEVICE).to(dtype))
+            return self.memory[-1][1:-1, 0].zero_()
 
         self.memory: list[Tensor] = []
         caches = [part(gaps, self.cache, self.dim) for gaps in (1, 2)]
@@ -63,7 +63,7 @@ class Case:
         )  # fmt: skip
         for part in self.memory:
             gaps = part[:, 1:], part[[0, -1], 0]
-            assert not any(gap.float().any() for gap in gaps), "written beside its place"
+            assert all((gap.float() == 1).all() for gap in gaps), "written beside its place"
         return queries, tuple(caches)
 
 

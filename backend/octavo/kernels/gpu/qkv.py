@@ -107,7 +107,7 @@ def _store(
     KV_HEADS: tl.constexpr, CLAMP: tl.constexpr, LARGEST: tl.constexpr, IS_INTEGER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """numbers [BLOCK] of one head to its place, by the rules of reference_kv.store_kv."""
+    """numbers [BLOCK] of one head, zeros behind it, to its place, as reference_kv.store_kv."""
     columns = tl.arange(0, BLOCK)
     inside = columns < dim
     block, offset = slot // block_size, slot % block_size
@@ -124,7 +124,6 @@ def _store(
         else:
             tl.store(place, numbers.to(stored), mask=inside)
     else:
-        wide = tl.where(inside, wide, 0.0)
         is_nan = tl.max((wide != wide).to(tl.int32), axis=0) > 0
         peak = tl.max(tl.where(wide != wide, 0.0, tl.abs(wide)), axis=0)
         scale = tl.minimum(tl.div_rn(peak, LARGEST), 65504.0)
