@@ -74,9 +74,11 @@ class KVCache:
         return self.storage.nbytes
 
     def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
-        """Copies whole blocks, (from, to), in all layers. All are read before any is written."""
+        """Copies whole blocks, (from, to), in all layers. All are read before any is written;
+        none is written twice."""
         if copies:
             sources, targets = zip(*copies, strict=True)
+            assert len(set(targets)) == len(targets), copies
             rows = self._rows(sources)
             self.operators.scatter_blocks(self.storage, self._index(targets), rows)
 

@@ -1,6 +1,8 @@
-"""Norms, activations and moved blocks against their reference."""
+"""Norms and activations against their reference."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +10,6 @@ from torch import Tensor
 
 from octavo import kernels
 from octavo.kernels.gpu.activation import gelu_tanh_mul, silu_mul
-from octavo.kernels.gpu.blocks import gather_blocks, scatter_blocks
 from octavo.kernels.gpu.norm import add_rms_norm, rms_norm
 
 # The interpreter is numpy, which warns of what IEEE 754 gives.
@@ -43,6 +44,46 @@ def test_norms(shape: tuple[int, int], dtype: torch.dtype) -> None:
     assert_near(got, expected)
 
 
+@pytest.mark.parametrize("width", [16_384, 16_385])
+def test_the_widest_rows(width: int) -> None:
+    x, weight = random(1, width, dtype=torch.float16), random(width, dtype=torch.float16, seed=1)
+    if width > 16_384:
+        with pytest.raises(AssertionError, match="at most 16384"):
+            rms_norm(x, weight, 1e-5)
+    else:
+        assert_near(rms_norm(x, weight, 1e-5), kernels.rms_norm(x, weight, 1e-5))
+
+
+def test_eps_keeps_small_rows_small() -> None:
+    x, weight = 1e-4 * random(3, 80, dtype=torch.float32), torch.ones(80, device=DEVICE)
+    assert_near(rms_norm(x, weight, 1e-5), kernels.rms_norm(x, weight, 1e-5))
+    assert not rms_norm(torch.zeros_like(x), weight, 1e-5).any()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rows_of_wider_tensors(dtype: torch.dtype) -> None:
+    wide, residuals = random(5, 200, dtype=dtype), random(5, 170, dtype=dtype, seed=1)
+    x, weight = wide[:, 40:120], random(80, dtype=dtype, seed=2)
+    assert_near(rms_norm(x, weight, 1e-5), kernels.rms_norm(x, weight, 1e-5))
+    before, other = residuals.clone(), residuals[:, 30:110].clone()
+    got, _ = add_rms_norm(x, residuals[:, 30:110], weight, 1e-5)
+    expected, _ = kernels.add_rms_norm(x, other, weight, 1e-5)
+    assert_near(got, expected)
+    before[:, 30:110] = other
+    assert torch.equal(residuals, before), "what lies beside the rows is not written to"
+    assert_near(silu_mul(x), kernels.silu_mul(x))
+    assert_near(gelu_tanh_mul(x), kernels.gelu_tanh_mul(x))
+
+
+@pytest.mark.parametrize("shape", [(160,), (40,), (3, 80), (80, 1)])
+def test_a_weight_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
+    x, weight = random(6, 80, dtype=torch.float32), random(*shape, dtype=torch.float32)
+    with pytest.raises(AssertionError):
+        rms_norm(x, weight, 1e-5)
+    with pytest.raises(AssertionError):
+        add_rms_norm(x, x.clone(), weight, 1e-5)
+
+
 def test_norm_of_heads_takes_a_row_of_weights_for_each() -> None:
     x, weight = random(4, 3, 80, dtype=torch.float16), random(3, 80, dtype=torch.float16, seed=1)
     assert_near(rms_norm(x, weight, 1e-6), kernels.rms_norm(x, weight, 1e-6))
@@ -53,6 +94,22 @@ def test_a_float32_weight_keeps_the_product_from_being_rounded_twice() -> None:
     got, expected = rms_norm(x, weight, 1e-6), kernels.rms_norm(x, weight, 1e-6)
     rounded = kernels.rms_norm(x, weight.half(), 1e-6)
     assert (got != expected).float().mean() < 0.01 < (rounded != expected).float().mean()
+
+
+def test_a_product_in_16_bits_is_rounded_as_the_references() -> None:
+    x, weight = random(64, 96, dtype=torch.float16), random(96, dtype=torch.float16, seed=1)
+    got, expected = rms_norm(x, weight, 1e-6), kernels.rms_norm(x, weight, 1e-6)
+    once = kernels.rms_norm(x, weight.float(), 1e-6)
+    assert (got != expected).float().mean() < 0.01 < (once != expected).float().mean()
+
+
+def test_the_sum_is_normed_as_it_is_rounded() -> None:
+    x, residual = (random(64, 96, dtype=torch.float16, seed=seed) for seed in (0, 1))
+    weight = random(96, dtype=torch.float32, seed=2)
+    unrounded = kernels.rms_norm(x.float() + residual.float(), weight, 1e-6).half()
+    expected, _ = kernels.add_rms_norm(x, residual.clone(), weight, 1e-6)
+    got, _ = add_rms_norm(x, residual, weight, 1e-6)
+    assert (got != expected).float().mean() < 0.01 < (unrounded != expected).float().mean()
 
 
 def test_rows_do_not_meet() -> None:
@@ -74,38 +131,28 @@ def test_activations(shape: tuple[int, int], dtype: torch.dtype) -> None:
     assert_near(gelu_tanh_mul(x), kernels.gelu_tanh_mul(x))
 
 
+@pytest.mark.parametrize("activate", [silu_mul, gelu_tanh_mul])
+def test_activations_are_rounded_once(activate: Callable[[Tensor], Tensor]) -> None:
+    """Within half a unit of the last place, and float32's own error."""
+    x = 4 * random(16, 192, dtype=torch.float16)
+    exact = getattr(kernels, activate.__name__)(x.double())
+    unit = torch.finfo(torch.float16).eps * exact.abs() + 2.0**-24
+    assert ((activate(x).double() - exact).abs() <= 0.51 * unit).all()
+
+
+@pytest.mark.parametrize("activate", [silu_mul, gelu_tanh_mul])
+def test_activations_of_a_row_alone(activate: Callable[[Tensor], Tensor]) -> None:
+    x = random(9, 2 * 1030, dtype=torch.float16)
+    together = activate(x)
+    x[4] = float("nan")
+    spoilt = activate(x)
+    others = [row for row in range(9) if row != 4]
+    assert torch.equal(spoilt[others], together[others]) and spoilt[4].isnan().all()
+    assert torch.equal(activate(x[7:8]), together[7:8])
+
+
 def test_activations_far_out() -> None:
     gate = torch.tensor([[-1e4, 1e4, -30.0, 30.0, 0.0]], device=DEVICE)
     x = torch.cat([gate, torch.ones_like(gate)], 1)
     assert_near(silu_mul(x), kernels.silu_mul(x))
     assert_near(gelu_tanh_mul(x), kernels.gelu_tanh_mul(x))
-
-
-def pool(num_blocks: int, num_bytes: int) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    drawn = torch.randint(0, 256, (num_blocks, num_bytes), generator=generator)
-    return drawn.to(DEVICE, torch.uint8)
-
-
-@pytest.mark.parametrize("num_bytes", [64, 8192 + 64])
-def test_blocks_move(num_bytes: int) -> None:
-    storage = pool(7, num_bytes)
-    before = storage.clone()
-    blocks = torch.tensor([6, 0, 3], device=DEVICE)
-    rows = gather_blocks(storage, blocks)
-    assert torch.equal(rows, before[blocks])
-    assert torch.equal(rows, kernels.gather_blocks(storage, blocks))
-    scatter_blocks(storage, torch.tensor([1, 2, 6], device=DEVICE), rows)
-    expected = before.clone()
-    expected[[1, 2, 6]] = before[[6, 0, 3]]
-    assert torch.equal(storage, expected)
-
-
-def test_blocks_that_are_none_are_left_alone() -> None:
-    storage = pool(4, 128)
-    before = storage.clone()
-    none = torch.tensor([-1, 4, 2**40], device=DEVICE)
-    assert not gather_blocks(storage, none).any()
-    scatter_blocks(storage, none, torch.full((3, 128), 255, dtype=torch.uint8, device=DEVICE))
-    assert torch.equal(storage, before)
-    assert gather_blocks(storage, none[:0]).shape == (0, 128)

@@ -12,7 +12,7 @@ _BLOCK_WORDS = 1024
 def gather_blocks(storage: Tensor, blocks: Tensor) -> Tensor:
     """storage [num_blocks, block_bytes] uint8, blocks [n] int64 → [n, block_bytes]. Rows of blocks
     that the pool does not have are zeros."""
-    rows = storage.new_zeros(len(blocks), storage.shape[1])
+    rows = storage.new_empty(len(blocks), storage.shape[1])
     _move(storage, blocks, rows, is_gather=True)
     return rows
 
@@ -20,13 +20,14 @@ def gather_blocks(storage: Tensor, blocks: Tensor) -> Tensor:
 def scatter_blocks(storage: Tensor, blocks: Tensor, rows: Tensor) -> None:
     """Writes rows [n, block_bytes] to `blocks` [n] int64, all different, of storage. Rows for
     blocks that the pool does not have are dropped."""
-    assert rows.shape == (len(blocks), storage.shape[1]) and rows.is_contiguous()
+    assert rows.shape == (len(blocks), storage.shape[1]), rows.shape
+    assert rows.dtype is torch.uint8 and rows.is_contiguous()
     _move(storage, blocks, rows, is_gather=False)
 
 
 def _move(storage: Tensor, blocks: Tensor, rows: Tensor, *, is_gather: bool) -> None:
     num_bytes = storage.shape[1]
-    assert storage.dtype is torch.uint8 and storage.is_contiguous()
+    assert storage.dtype is torch.uint8 and storage.is_contiguous() and blocks.is_contiguous()
     assert num_bytes % _WORD_BYTES == 0, f"blocks of {num_bytes} bytes"
     if len(blocks):
         words = num_bytes // _WORD_BYTES
@@ -43,10 +44,11 @@ def _move_kernel(
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     block = tl.load(blocks + row).to(tl.int64)
-    mask = (columns < words) & (block >= 0) & (block < num_blocks)
+    inside = columns < words
+    in_both = inside & (block >= 0) & (block < num_blocks)
     in_pool = storage + block * words + columns
     in_rows = rows + row * words + columns
     if IS_GATHER:
-        tl.store(in_rows, tl.load(in_pool, mask=mask, other=0), mask=mask)
+        tl.store(in_rows, tl.load(in_pool, mask=in_both, other=0), mask=inside)
     else:
-        tl.store(in_pool, tl.load(in_rows, mask=mask, other=0), mask=mask)
+        tl.store(in_pool, tl.load(in_rows, mask=inside, other=0), mask=in_both)

@@ -10,29 +10,30 @@ _WIDEST = 16384
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., N], weight [N] or a row for each of x's second to last dimension → [..., N]."""
-    rows = x.reshape(-1, x.shape[-1])
-    return _norm(rows, None, weight, eps).view(x.shape)
+    return _norm(x, None, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual). All [T, N]; `residual` is overwritten by the sum."""
-    assert x.shape == residual.shape and residual.stride(-1) == 1, (x.shape, residual.shape)
+    assert x.shape == residual.shape and x.dtype is residual.dtype, (x.shape, residual.shape)
+    assert x.dim() == 2 and residual.stride(1) == 1
     return _norm(x, residual, weight, eps), residual
 
 
 def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-    count, width = x.shape
-    weights = weight.view(-1, width)
-    assert x.stride(-1) == 1 and weight.is_contiguous() and count % len(weights) == 0
+    width = x.shape[-1]
+    assert weight.shape in (x.shape[-1:], x.shape[-2:]) and weight.is_contiguous(), weight.shape
     assert width <= _WIDEST, f"rows of {width} numbers; at most {_WIDEST}"
+    rows = x.reshape(-1, width)
+    assert rows.stride(1) == 1
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if count == 0:
+    if len(rows) == 0:
         return out
     block = triton.next_power_of_2(width)
-    _norm_kernel[(count,)](
-        x, residual, weights, out, x.stride(0), 0 if residual is None else residual.stride(0),
-        len(weights), width, eps, ADDS=residual is not None, BLOCK=block,
-        num_warps=min(max(block // 512, 1), 16),
+    _norm_kernel[(len(rows),)](
+        rows, residual, weight, out, rows.stride(0),
+        0 if residual is None else residual.stride(0), weight.numel() // width, width, eps,
+        ADDS=residual is not None, BLOCK=block, num_warps=min(max(block // 512, 1), 16),
     )  # fmt: skip
     return out
 

@@ -25,16 +25,25 @@ def rope_and_store(
     num_heads: int,
 ) -> Tensor:
     """qkv [T, H + 2 G, D] → queries [T, H, D]; see reference_kv.rope_and_store. One program for
-    each token and head."""
+    each token and head. Slots that the pool does not have are skipped like −1."""
     tokens, total, dim = qkv.shape
-    num_kv_heads = key_cache.shape[2]
+    num_blocks, block_size, num_kv_heads = key_cache.shape[:3]
     half = cosines.shape[1]
     assert total == num_heads + 2 * num_kv_heads and 2 * half <= dim, (qkv.shape, half)
     assert qkv.stride(2) == 1 and qkv.stride(1) == dim and slot_mapping.shape == (tokens,)
     assert cosines.shape == sines.shape == (tokens, half)
     assert cosines.is_contiguous() and sines.is_contiguous() and slot_mapping.is_contiguous()
+    assert key_cache.dtype is value_cache.dtype
     for cache in (key_cache, value_cache):
-        assert cache.shape[2:] == (num_kv_heads, dim) and cache[0].is_contiguous(), cache.shape
+        assert cache.shape == (num_blocks, block_size, num_kv_heads, dim), cache.shape
+        assert cache[0].is_contiguous()
+    for scales in (key_scales, value_scales):
+        assert (scales is not None) == (key_cache.dtype in _LARGEST), key_cache.dtype
+        assert scales is None or (
+            scales.shape == (num_blocks, block_size, num_kv_heads)
+            and scales.dtype is torch.float16
+            and scales[0].is_contiguous()
+        )
     assert qk_norm is None or (
         qk_norm.shape == (num_heads + num_kv_heads, dim) and qk_norm.is_contiguous()
     )
@@ -50,7 +59,7 @@ def rope_and_store(
         slot_mapping, qkv.stride(0), key_cache.stride(0), value_cache.stride(0),
         key_scales.stride(0) if key_scales is not None else 0,
         value_scales.stride(0) if value_scales is not None else 0,
-        key_cache.shape[1], half, dim, eps,
+        num_blocks * block_size, block_size, half, dim, eps,
         HEADS=num_heads, KV_HEADS=num_kv_heads, HAS_NORM=qk_norm is not None, CLAMP=clamp,
         LARGEST=_LARGEST[key_cache.dtype] if is_quantized else 0.0,
         IS_INTEGER=key_cache.dtype is torch.int8, BLOCK=triton.next_power_of_2(dim), num_warps=1,
@@ -98,7 +107,7 @@ def _store(
     KV_HEADS: tl.constexpr, CLAMP: tl.constexpr, LARGEST: tl.constexpr, IS_INTEGER: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """numbers [BLOCK] of one head to its place, by the rules of reference_kv.store_kv."""
+    """numbers [BLOCK] of one head, zeros behind it, to its place, as reference_kv.store_kv."""
     columns = tl.arange(0, BLOCK)
     inside = columns < dim
     block, offset = slot // block_size, slot % block_size
@@ -115,7 +124,6 @@ def _store(
         else:
             tl.store(place, numbers.to(stored), mask=inside)
     else:
-        wide = tl.where(inside, wide, 0.0)
         is_nan = tl.max((wide != wide).to(tl.int32), axis=0) > 0
         peak = tl.max(tl.where(wide != wide, 0.0, tl.abs(wide)), axis=0)
         scale = tl.minimum(tl.div_rn(peak, LARGEST), 65504.0)
@@ -139,17 +147,19 @@ def _store(
 def _rounded_to_fp8(x):
     """x, within ±448, to the nearest e4m3 number, ties to even: then every cast is exact."""
     bits = x.to(tl.int32, bitcast=True)
+    sign = bits & -0x80000000  # also of what becomes 0
     bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000  # 3 bits of fraction stay
     # Below 2^-6 the numbers are multiples of 2^-9; 1.5 · 2^14 has no room for less.
-    near_zero = (x + 24576.0) - 24576.0
-    return tl.where(tl.abs(x) < 0.015625, near_zero, bits.to(tl.float32, bitcast=True))
+    near_zero = ((tl.abs(x) + 24576.0) - 24576.0).to(tl.int32, bitcast=True) | sign
+    rounded = tl.where(tl.abs(x) < 0.015625, near_zero, bits)
+    return rounded.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _rope_and_store_kernel(
     qkv, norm, cosines, sines, queries, key_cache, value_cache, key_scales, value_scales,
     slot_mapping, qkv_stride, key_stride, value_stride, key_scale_stride, value_scale_stride,
-    block_size, half, dim, eps,
+    num_slots, block_size, half, dim, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HAS_NORM: tl.constexpr, CLAMP: tl.constexpr,
     LARGEST: tl.constexpr, IS_INTEGER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -164,7 +174,7 @@ def _rope_and_store_kernel(
             HAS_NORM, BLOCK,
         )  # fmt: skip
         tl.store(queries + (token * HEADS + head) * dim + columns, numbers, mask=inside)
-    elif slot >= 0:
+    elif (slot >= 0) & (slot < num_slots):
         if head < HEADS + KV_HEADS:
             numbers = _rotated(
                 row, norm + head * dim if HAS_NORM else norm, cosines, sines, token, half, dim,
