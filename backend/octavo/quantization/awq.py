@@ -15,7 +15,7 @@ from octavo.kernels import quantize_weight
 from octavo.kernels.reference_weights import dequantize_weight
 from octavo.models.architecture import ModelConfig
 
-_STEPS = 10  # of the exponent, from 0 (plain rounding) up to 1
+_STEPS = 20  # of the exponent, from 0 (plain rounding) up to 1
 
 
 def fold_scales(
