@@ -25,10 +25,11 @@ _QUANTIZE_HELP = "\n\n".join(
     (
         "Write a checkpoint with weights of 4 or 8 bits, as compressed-tensors packs them: octavo "
         "serve, vLLM and transformers load it.",
-        "rtn rounds each weight to the nearest number and reads no text. gptq takes the rounding "
-        "of each column out of those behind it, as far as they go together in --calibration: text "
-        'of the kind that the model will see, .txt, or .jsonl with a "text" in each line. It is '
-        "better, and takes about as long as running that text through the model twice.",
+        "rtn rounds each weight to the nearest number and reads no text. gptq and awq read "
+        '--calibration, text of the kind that the model will see (.txt, or .jsonl with a "text" in '
+        "each line), and take about as long as running it through the model twice. gptq takes the "
+        "rounding of each column out of those behind it, as far as their inputs go together. awq "
+        "makes the weights of large inputs larger before they are rounded.",
         "One layer after the other is read, quantized and written, so little memory is needed, and "
         "nothing finished is lost: the same command goes on where it was interrupted.",
         "The lm_head and the embedding stay as they are. Quality is not measured here.",
@@ -213,10 +214,10 @@ def quantize(
         ),
     ] = None,
     method: Annotated[
-        Literal["rtn", "gptq"], typer.Option(help="How weights are rounded.")
+        Literal["rtn", "gptq", "awq"], typer.Option(help="How weights are rounded.")
     ] = "rtn",
     calibration: Annotated[
-        Path | None, typer.Option(help="Text that gptq reads, .txt or .jsonl.")
+        Path | None, typer.Option(help="Text that gptq and awq read, .txt or .jsonl.")
     ] = None,
     calibration_tokens: Annotated[
         int, typer.Option(help="Tokens that are read of it, at most.", min=1)
@@ -227,7 +228,7 @@ def quantize(
     from octavo.cli import quantize as command
     from octavo.quantization.job import QuantizeOptions
 
-    if (calibration is None) == (method == "gptq"):
+    if (calibration is None) == (method != "rtn"):
         verb = "needs" if calibration is None else "reads no text; leave out"
         raise typer.BadParameter(f"--method {method} {verb} --calibration FILE")
     default = 64 if weights == "int4" else None

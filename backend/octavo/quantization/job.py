@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Method = Literal["rtn", "gptq"]
-METHODS: tuple[Method, ...] = ("rtn", "gptq")
+Method = Literal["rtn", "gptq", "awq"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from octavo.kernels import quantize_weight
 from octavo.models.config_section import read_json
 from octavo.models.model_config import ModelConfig, read_model_config
 from octavo.models.weights import Checkpoint, checkpoint_digest
+from octavo.quantization.awq import fold_scales
 from octavo.quantization.calibration import Calibration, read_windows
 from octavo.quantization.compressed_tensors import packed_tensors, quantization_config
 from octavo.quantization.gptq import Hessian, quantize_gptq
@@ -64,9 +65,11 @@ class _Job:
         self._matrices = _matrices(self.config)
         _check_groups(self._matrices, options)
         windows: list[list[int]] = []
-        if options.method == "gptq":
+        if options.method != "rtn":
             if options.calibration is None:
-                raise ConfigError("--method gptq reads text: name a file with --calibration")
+                raise ConfigError(
+                    f"--method {options.method} reads text: name a file with --calibration"
+                )
             windows = read_windows(
                 self.folder, Path(options.calibration), options.calibration_tokens,
                 options.window, self.config,
@@ -148,30 +151,47 @@ class _Job:
     ) -> dict[str, Tensor]:
         """All tensors of one layer, its matrices quantized."""
         prefix, bits = f"model.layers.{index}.", self.options.bits
-        hessians: dict[str, Hessian] = {}
-        if calibration is not None:
-            inputs = {group[0][0]: Hessian(group[0][2]) for group in self._matrices}
-            calibration.observe(source, index, lambda name, x: inputs[name].add(x))
-            hessians = {
-                name: inputs[group[0][0]] for group in self._matrices for name, _, _ in group
-            }
-        tensors: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name, out, width in (each for group in self._matrices for each in group):
-            weight = source.take(f"{prefix}{name}.weight", out, width)
-            if not weight.isfinite().all():
+            weights[name] = source.take(f"{prefix}{name}.weight", out, width)
+            if not weights[name].isfinite().all():
                 raise ConfigError(
                     f"checkpoint: tensor {prefix}{name}.weight holds numbers that are not finite"
                 )
-            if hessians:
-                own = quantize_gptq(weight, hessians[name].sum, bits, self._group_size)
+        matrices = {f"{prefix}{name}.weight" for name in weights}
+        others = {
+            name: source.as_stored(name)
+            for name in source.names
+            if name.startswith(prefix) and name not in matrices
+        }
+        hessians = self._hessians(source, index, calibration)
+        if self.options.method == "awq":
+            norms = {
+                name.removeprefix(prefix).removesuffix(".weight"): tensor
+                for name, tensor in others.items()
+            }
+            fold_scales(weights, norms, hessians, self.config, bits, self._group_size)
+            others = {
+                name: norms[name.removeprefix(prefix).removesuffix(".weight")] for name in others
+            }
+        tensors = dict(others)
+        for name, weight in weights.items():
+            if self.options.method == "gptq":
+                own = quantize_gptq(weight, hessians[name], bits, self._group_size)
             else:
                 own = quantize_weight(weight, bits, self._group_size, False)
             tensors |= packed_tensors(prefix + name, own)
-        matrices = {f"{prefix}{name}.weight" for group in self._matrices for name, _, _ in group}
-        for each in source.names:
-            if each.startswith(prefix) and each not in matrices:
-                tensors[each] = source.as_stored(each)
         return tensors
+
+    def _hessians(
+        self, source: Checkpoint, index: int, calibration: Calibration | None
+    ) -> dict[str, Tensor]:
+        """Of each matrix of a layer, by its name; those that share their input share it."""
+        if calibration is None:
+            return {}
+        inputs = {group[0][0]: Hessian(group[0][2]) for group in self._matrices}
+        calibration.observe(source, index, lambda name, x: inputs[name].add(x))
+        return {name: inputs[group[0][0]].sum for group in self._matrices for name, _, _ in group}
 
     def _write_shard(self, name: str, tensors: dict[str, Tensor]) -> None:
         path = self.out / name
