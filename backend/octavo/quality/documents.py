@@ -125,7 +125,9 @@ class TextTokenizer:
     def documents(self, texts: Sequence[tuple[str, str]]) -> list[Document]:
         """Raises ConfigError if the model has no embedding for a token."""
         found = []
-        encoded = self._tokenizer.encode_batch([text for _, text in texts], False)
+        encoded = self._tokenizer.encode_batch(
+            [text for _, text in texts], add_special_tokens=False
+        )
         for (place, _), encoding in zip(texts, encoded, strict=True):
             highest = max((*encoding.ids, *self.prefix), default=0)
             if highest >= self._vocab_size:
