@@ -55,6 +55,8 @@ def test_scales_that_are_off_fail(text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "int4"
     options = QuantizeOptions(model=str(TINY), out=str(folder), bits=4, group_size=64, threads=1)
     assert list(quantize_checkpoint(options))
+    with pytest.raises(ConfigError, match="baseline's weights are quantized"):
+        gate(TINY, text, tmp_path / "out", baseline=str(folder))
     whole = gate(folder, text, tmp_path / "out", margin=0.02)
     assert whole.candidate.form.weights == "int4" and whole.candidate.form.group_size == 64
     assert whole.numbers.loss.estimate < 0.04
@@ -110,6 +112,14 @@ def test_200_tokens_are_inconclusive(tmp_path: Path, documents: int) -> None:
     assert record.numbers.tokens <= 210
     assert record.outcome is Outcome.INCONCLUSIVE
     assert record.more_documents is not None and record.more_documents >= 19
+
+
+def test_documents_that_repeat_each_other_are_one(tmp_path: Path) -> None:
+    """Else one would do for a sample of any size."""
+    text = write_text(tmp_path / "text.jsonl", 3, 200)
+    text.write_text(text.read_text(encoding="utf-8") * 20, encoding="utf-8")
+    record = gate(TINY, text, tmp_path / "out")
+    assert record.numbers.documents == 3 and record.outcome is Outcome.INCONCLUSIVE
 
 
 def test_random_weights_give_no_signal(text: Path, tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ def test_what_it_shows(page: str) -> None:
     assert page.count('class="hash"') == 3
 
 
+@pytest.mark.parametrize("text", ["a", "a b c", "the\fof"])
+def test_tiny_texts_have_one_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    record = gate(TINY, tmp_path / "text.txt", tmp_path / "out", weight_format="int8")
+    assert record.outcome.value in ("inconclusive", "no signal")
+    Page((tmp_path / "out" / record.report).read_text(encoding="utf-8"))
+
+
 def test_a_model_beside_itself_has_no_passages(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\f".join(held[:300] for held in held_out()[:20]), encoding="utf-8")

@@ -39,6 +39,11 @@ def run(options: GateOptions) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{out}: no folder that can be written to; name another with --out")
     evidence.read(out / evidence.FILE_NAME)  # unreadable: say so now, not after the measurement
     models = [read_model_config(folder) for folder in folders]
+    if models[0].stored_format is not None:
+        raise ConfigError(
+            f"{folders[0]}: the baseline's weights are quantized ({models[0].stored_format}); name "
+            "the checkpoint that they were made from"
+        )
     documents, tokenizer = _documents(folders, models, read_texts(text))
     context = _context(options, models, documents, tokenizer.prefix)
     windows = cut_windows(documents, tokenizer.prefix, context)
@@ -46,7 +51,8 @@ def run(options: GateOptions) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"{text}: no document is longer than a token, so nothing can be scored")
     total = sum(window.num_scored for window in windows)
     yield _progress(0, total, "hashing")
-    text_hash, threads = evidence.file_hash(text), options.num_threads or os.cpu_count() or 1
+    text_hash = evidence.file_hash(text)
+    threads = options.num_threads or len(os.sched_getaffinity(0))
     hashes = [Hashes.of(folder, threads) for folder in folders]
     yield _progress(0, total, "loading")
     own = options.candidate_settings()
@@ -118,7 +124,8 @@ def count(measured: Measured, vocab_size: int) -> Numbers:
 def _documents(
     folders: Sequence[Path], models: Sequence[ModelConfig], texts: Sequence[tuple[str, str]]
 ) -> tuple[list[Document], TextTokenizer]:
-    """Raises ConfigError if the sides do not read the same tokens."""
+    """A text that stands twice is one document: it says nothing new. Raises ConfigError if the
+    sides do not read the same tokens."""
     vocabularies = [model.vocab_size for model in models]
     if vocabularies[0] != vocabularies[1]:
         raise ConfigError(
@@ -138,7 +145,8 @@ def _documents(
                     f"{ours.name}: {tokenizers[0].path} and {tokenizers[1].path} cut this text "
                     "into different tokens; the sides cannot be compared token by token"
                 )
-    return documents, tokenizers[0]
+    once = {document.token_ids: document for document in reversed(documents)}
+    return list(reversed(once.values())), tokenizers[0]
 
 
 def _context(

@@ -3,7 +3,6 @@
 It needs nothing from elsewhere, and everything in it that comes from a text is escaped.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,8 +127,9 @@ def _by_position(
 
 
 def _edges(longest: int) -> NDArray[np.int64]:
-    """Twice as wide each time: early positions are many windows', and differ most."""
-    edges: Sequence[int] = [1]
-    while edges[-1] <= longest:
-        edges = [*edges, edges[-1] * 2]
-    return np.array([*edges[:-1], longest + 1])
+    """Twice as wide each time, as late positions are few windows'."""
+    edges = [1, 16]
+    while 2 * edges[-1] <= longest:
+        edges.append(2 * edges[-1])
+    inner = [edge for edge in edges[1:] if edge <= longest // 2]
+    return np.array([1, *inner, longest + 1])

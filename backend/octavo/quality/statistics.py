@@ -16,9 +16,8 @@ _SEED = 20_260_101
 _FEW_DOCUMENTS = 50
 _NUMBERS_AT_ONCE = 2**22
 _MOST_DOCUMENTS = 1_000_000
-UNBOUNDED = (
-    1e9  # an upper bound that says nothing; the lower one is −1, as no perplexity is below 0
-)
+# An upper bound that says nothing; the lower one is −1, as no perplexity is below 0.
+UNBOUNDED = 1e9
 
 Floats = NDArray[np.float64]
 
