@@ -93,6 +93,22 @@ def test_a_layer_of_zeros_fails(text: Path, tmp_path: Path) -> None:
     assert_damaged(gate(copy_of_tiny(tmp_path / "m", zeroed), text, tmp_path / "out"))
 
 
+def test_a_scale_that_all_kv_memory_shares_fails(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not fit all layers' keys and values, as from a bad calibration."""
+    settings = {"kv_cache_dtype": "int8", "kernels": "reference"}
+    assert gate(TINY, text, tmp_path / "out", **settings).outcome is Outcome.PASS
+
+    def shared(numbers: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        scales = torch.full(numbers.shape[:-1], 0.015).half()
+        stored = (numbers.float() / 0.015).round().clamp(-127, 127)
+        return stored.to(dtype), scales
+
+    monkeypatch.setattr("octavo.kernels.reference_kv.quantize_kv", shared)
+    assert_damaged(gate(TINY, text, tmp_path / "out", **settings))
+
+
 def test_logits_that_are_no_numbers_fail(text: Path, tmp_path: Path) -> None:
     def broken(name: str, own: Tensor) -> Tensor:
         return own * torch.nan if name == "model.norm.weight" else own

@@ -275,9 +275,14 @@ def quantize(
 )
 def gate(
     baseline: Annotated[
-        str, typer.Argument(help="Checkpoint folder of 16 or 32 bits, or id on the hub.")
+        str,
+        typer.Argument(
+            metavar="BASELINE", help="Checkpoint folder of 16 or 32 bits, or id on the hub."
+        ),
     ],
-    candidate: Annotated[str, typer.Argument(help="Checkpoint folder, or id on the hub.")],
+    candidate: Annotated[
+        str, typer.Argument(metavar="CANDIDATE", help="Checkpoint folder, or id on the hub.")
+    ],
     text: Annotated[Path, typer.Option(help="What both read, .jsonl or .txt.")],
     margin: Annotated[
         float, typer.Option(help="Perplexity that may be lost, as a ratio, up to 0.02.")
