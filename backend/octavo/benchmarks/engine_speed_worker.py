@@ -22,7 +22,6 @@ from octavo.benchmarks.peak_probe import PeakProbe, Peaks
 from octavo.benchmarks.peaks import Kind
 from octavo.benchmarks.shapes import decoder_shape
 from octavo.benchmarks.step_times import StepTimes, timing_steps
-from octavo.benchmarks.worker import serve
 from octavo.benchmarks.workloads import (
     WARM_UP_TOKENS,
     Workload,
@@ -36,6 +35,7 @@ from octavo.generation import GenerationRequest, TokenOutput
 from octavo.planner import roofline
 from octavo.sampling_params import parse
 from octavo.scheduling.sequence import FinishReason
+from octavo.worker import serve
 
 _SEQUENCES = 32
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from octavo.benchmarks.identical import CONFIGURATIONS, Configuration, Options, Sample, Settings
 from octavo.benchmarks.load import kv_token_bytes, run_load
-from octavo.benchmarks.worker import serve
 from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.errors import ConfigError
 from octavo.models.model_config import read_model_config
+from octavo.worker import serve
 
 _WATERMARK_RATIO = 0.01
 _WARM_UP_TOKENS = 4

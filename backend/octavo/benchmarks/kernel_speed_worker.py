@@ -20,13 +20,13 @@ from octavo.benchmarks.kernel_cases import Case, Cases
 from octavo.benchmarks.kernel_speed import Line, Options, check_ops
 from octavo.benchmarks.peaks import Kind, matrix_flops_per_s, read_bytes_per_s
 from octavo.benchmarks.shapes import decoder_shape
-from octavo.benchmarks.worker import serve
 from octavo.benchmarks.workloads import rounded
 from octavo.errors import ConfigError
 from octavo.kernels import cpu
 from octavo.kernels.cpu import Library
 from octavo.models.model_config import read_model_config
 from octavo.planner.roofline import DecoderShape
+from octavo.worker import serve
 
 # Of TinyLlama/TinyLlama-1.1B-Chat-v1.0.
 _DEFAULT_SHAPE = DecoderShape(2048, 5632, 22, 32, 4, 64, 32_000)

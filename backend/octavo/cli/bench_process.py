@@ -18,7 +18,7 @@ EXIT_MEASURED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 @contextmanager
 def worker(module: str, options: Mapping[str, object]) -> Iterator[Iterator[dict[str, Any]]]:
-    """Events of a module that serves as octavo.benchmarks.worker does; its process ends with the
+    """Events of a module that serves as octavo.worker does; its process ends with the
     context. Raises OctavoError if it does not get through."""
     with subprocess.Popen(
         [sys.executable, "-m", module],

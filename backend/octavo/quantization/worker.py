@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from octavo.benchmarks.worker import serve
 from octavo.quantization.job import QuantizeOptions
 from octavo.quantization.writer import quantize_checkpoint
+from octavo.worker import serve
 
 
 def _quantize(options: dict[str, Any]) -> Iterator[dict[str, Any]]:

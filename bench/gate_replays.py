@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""How often a bound lets pass what it should not: the gate's, and others that were weighed.
+
+    python bench/gate_replays.py [--replays 2000] [--plot gate-replays.png]
+
+Documents are made up whose true loss lies exactly at the margin, so that each pass is an error, and
+with honest bounds 5 % of the replays pass. Documents are of unequal length (lognormal, sigma 0.8);
+a document's loss a token deviates from the margin by draws of different skewness, and its tokens
+add their own noise.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from octavo.quality.statistics import bound_loss
+
+Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int], Floats]
+
+MARGIN = 0.01
+COUNTS = (20, 50, 200)
+RESAMPLES = 1000  # of 10,000: a replay's quantile is noisier, which evens out over the replays
+_SPREAD_NATS, _TOKEN_NATS = 0.02, 0.15
+
+# Deviations of documents, each with mean 0.
+POPULATIONS: dict[str, Draw] = {
+    "normal": lambda random, n: random.normal(0, 1, n),
+    "gamma, skewness 1.4": lambda random, n: random.gamma(2, 1, n) - 2,
+    "exponential, skewness 2": lambda random, n: random.exponential(1, n) - 1,
+    "lognormal, skewness 3.3": lambda random, n: random.lognormal(0, 0.75, n) - math.exp(0.28125),
+    "lognormal, skewness 6.2": lambda random, n: random.lognormal(0, 1, n) - math.exp(0.5),
+    "exponential, skewness −2": lambda random, n: 1 - random.exponential(1, n),
+}
+
+
+def documents(draw: Draw, count: int, seed: int) -> tuple[Floats, Floats]:
+    """Summed differences and tokens of documents whose true loss is the margin."""
+    random = np.random.default_rng([seed, count])
+    tokens = np.ceil(300 * random.lognormal(0, 0.8, count)) + 8
+    loss = tokens * (math.log1p(MARGIN) + _SPREAD_NATS * draw(random, count))
+    return loss + random.normal(0, _TOKEN_NATS, count) * np.sqrt(tokens), tokens
+
+
+def gate_bound(differences: Floats, tokens: Floats, seed: int) -> float:
+    """The gate's own."""
+    return bound_loss(differences, tokens, resamples=RESAMPLES, seed=seed).upper
+
+
+def other_bounds(differences: Floats, tokens: Floats, seed: int) -> dict[str, float]:
+    """What was weighed beside it, in nats."""
+    count = len(tokens)
+    drawn = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
+    mean, error = _mean_and_error(differences[None], tokens[None])
+    means, errors = _mean_and_error(differences[drawn], tokens[drawn])
+    normal = NormalDist()
+    without = (differences.sum() - differences) / (tokens.sum() - tokens)
+    jackknife = without.mean() - without
+    acceleration = (jackknife**3).sum() / (6 * (jackknife**2).sum() ** 1.5)
+    share = min(max(float((means < mean).mean()), 1 / RESAMPLES), 1 - 1 / RESAMPLES)
+    bias = normal.inv_cdf(share)
+    z = bias + normal.inv_cdf(0.95)
+    distances = (means - mean) / errors
+    return {
+        "percentile": float(np.quantile(means, 0.95)),
+        "BCa": float(np.quantile(means, normal.cdf(bias + z / (1 - acceleration * z)))),
+        "bootstrap-t": float(mean[0] - np.quantile(distances, 0.05) * error[0]),
+    }
+
+
+def _mean_and_error(differences: Floats, tokens: Floats) -> tuple[Floats, Floats]:
+    total, count = tokens.sum(1), tokens.shape[1]
+    means = differences.sum(1) / total
+    residuals = differences - means[:, None] * tokens
+    return means, np.sqrt((residuals**2).sum(1) * count / (count - 1)) / total
+
+
+def pass_rates(draw: Draw, count: int, replays: int) -> dict[str, float]:
+    """Of each bound: the share of replays that pass."""
+    passed: dict[str, int] = {}
+    for seed in range(replays):
+        sample = documents(draw, count, seed)
+        bounds = other_bounds(*sample, seed)
+        bounds["the gate's"] = math.log1p(gate_bound(*sample, seed))
+        for name, bound in bounds.items():
+            passed[name] = passed.get(name, 0) + (bound <= math.log1p(MARGIN))
+    return {name: number / replays for name, number in passed.items()}
+
+
+def draw_plot(found: dict[tuple[str, int], dict[str, float]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(COUNTS), figsize=(12, 4.2), sharey=True)
+    names = list(next(iter(found.values())))
+    for axis, count in zip(axes, COUNTS, strict=True):
+        for name in names:
+            rates = [100 * found[population, count][name] for population in POPULATIONS]
+            axis.plot(rates, "o-", label=name)
+        axis.axhline(6, color="#c0392b", linestyle="--", linewidth=1)
+        axis.set_xticks(range(len(POPULATIONS)), POPULATIONS, rotation=35, ha="right", fontsize=8)
+        axis.set_title(f"{count} documents", fontsize=10)
+    axes[0].set_ylabel("pass at the margin's edge, %")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--replays", type=int, default=2000)
+    parser.add_argument("--plot", type=Path, help="a picture of the table")
+    args = parser.parse_args()
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for population, draw in POPULATIONS.items():
+        for count in COUNTS:
+            rates = pass_rates(draw, count, args.replays)
+            if not found:
+                print("| documents' losses | documents |", " | ".join(rates), "|")
+                print("|---" * (2 + len(rates)) + "|")
+            found[population, count] = rates
+            cells = " | ".join(f"{100 * rate:.1f} %" for rate in rates.values())
+            print(f"| {population} | {count} | {cells} |", flush=True)
+    if args.plot:
+        draw_plot(found, args.plot)
+
+
+if __name__ == "__main__":
+    main()
