@@ -119,7 +119,8 @@ def fetch(package: str, work: Path) -> Path:
         subprocess.run(["apt-get", "-q", "download", package], cwd=debs, check=True)
     deb = sorted(debs.glob(f"{package}_*.deb"))[-1]
     if not root.exists():
-        partial = root.with_suffix(".partial")
+        partial = root.with_name(root.name + ".partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["dpkg-deb", "-x", str(deb), str(partial)], check=True)
         partial.rename(root)
     return deb
