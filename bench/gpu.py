@@ -118,9 +118,7 @@ def tokens(args: argparse.Namespace) -> Iterator[Result]:
 
 
 def decode(args: argparse.Namespace) -> Iterator[Result]:
-    for name, least in (
-        (("toy", 0),) if args.quick else (("llama-3.2-1b", 0.6), ("llama-3.1-8b", 0.8))
-    ):
+    for name, least in chosen(args, {"llama-3.2-1b": 0.6, "llama-3.1-8b": 0.8}):
         folder, rates = checkpoint(args, name), {}
         for weights in ("auto",) if name == "llama-3.2-1b" else ("auto", "int4"):
             with engine(args, folder, weight_format=weights) as own:
@@ -143,9 +141,7 @@ def decode(args: argparse.Namespace) -> Iterator[Result]:
 
 def throughput(args: argparse.Namespace) -> Iterator[Result]:
     count, shortest, longest = (6, 10, 40) if args.quick else (256, 100, 1024)
-    for name, least in (
-        (("toy", 0),) if args.quick else (("llama-3.2-1b", 25_000), ("llama-3.1-8b", 9_000))
-    ):
+    for name, least in chosen(args, {"llama-3.2-1b": 25_000, "llama-3.1-8b": 9_000}):
         generator = random.Random(0)
         requests = [
             (
@@ -291,6 +287,13 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Iterator[Result]]] = {
 }
 
 # What they share.
+
+
+def chosen(args: argparse.Namespace, least: dict[str, float]) -> list[tuple[str, float]]:
+    """What is asked for, of the shapes that the command line names."""
+    if args.quick:
+        return [("toy", 0)]
+    return [(name, least[name]) for name in least if name in args.shapes]
 
 
 def engine(args: argparse.Namespace, folder: Path, **settings: Any) -> Any:
@@ -453,7 +456,8 @@ def checkpoint(args: argparse.Namespace, name: str, dtype: str = "bfloat16") -> 
 def run_check(args: argparse.Namespace, name: str, environment: dict[str, str]) -> Iterator[Result]:
     """In a process of its own; what it prints beside its results is shown if it fails."""
     own = ["--one", name, "--device", args.device, "--models", str(args.models),
-           "--out", str(args.out), *(["--quick"] if args.quick else [])]  # fmt: skip
+           "--shapes", args.shapes, "--out", str(args.out),
+           *(["--quick"] if args.quick else [])]  # fmt: skip
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
         subprocess.Popen(
@@ -511,6 +515,9 @@ def main() -> int:
     parser.add_argument("--models", type=Path, default=Path("/tmp/octavo-gpu-models"))
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results/gpu.jsonl")
     parser.add_argument("--only", default=",".join(CHECKS), help="checks, with commas")
+    parser.add_argument(
+        "--shapes", default="llama-3.2-1b,llama-3.1-8b", help="of decode and throughput"
+    )
     parser.add_argument("--timeout", type=float, default=600, help="seconds for each check")
     parser.add_argument("--quick", action="store_true", help="a toy model, seconds a check")
     parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiny_model import TinyConfig
+from sizes import Size
 from tiny_tokenizer import CHAT_PROMPT, CHAT_SHARE
 from training import TrainConfig
 
@@ -15,12 +15,10 @@ pipeline_tag: text-generation
 tags: [llama, documentation, tiny]
 ---
 
-# octavo-tiny
+# {name}
 
 A language model of {parameters:.1f} million parameters, trained from nothing on software
-documentation. It is small enough to live in git ({megabytes:.1f} MB of bf16) and real enough to
-test, serve and quantize: it writes documentation English, and its scores move when something
-breaks.
+documentation. {why}
 
 | | |
 |---|---|
@@ -35,8 +33,8 @@ breaks.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("models/octavo-tiny")
-model = AutoModelForCausalLM.from_pretrained("models/octavo-tiny")
+tokenizer = AutoTokenizer.from_pretrained("models/{name}")
+model = AutoModelForCausalLM.from_pretrained("models/{name}")
 ids = tokenizer("When a file is opened,", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=60)[0]))
 ```
@@ -50,17 +48,17 @@ text, {tokens:,} tokens), less is better:
 
 | predictor | bits per byte |
 |---|---|
-| **octavo-tiny**, the bf16 weights of this folder | **{model_bits_per_byte:.3f}** |
+| **{name}**, the bf16 weights of this folder | **{model_bits_per_byte:.3f}** |
 | interpolated Kneser-Ney 5-gram | {ngram_bits_per_byte:.3f} |
 | `xz -9`, with the training text before it | {xz_primed_bits_per_byte:.3f} |
 | `xz -9` | {xz_bits_per_byte:.3f} |
 
-octavo-tiny is better than the 5-gram on {documents_won_against_ngram} of the {documents} documents.
+{name} is better than the 5-gram on {documents_won_against_ngram} of the {documents} documents.
 Its mean loss is {model_loss_nats:.3f} nats per token (perplexity {perplexity:.1f}).
 
 How each was measured:
 
-- **octavo-tiny**: weights rounded to bf16, computed in fp32. Every document starts after the
+- **{name}**: weights rounded to bf16, computed in fp32. Every document starts after the
   begin token, which is given; every later token is scored once. Beyond 2,048 tokens the window
   moves on by 1,024, so a scored token has at least 1,024 tokens before it. The end token is not
   scored.
@@ -97,10 +95,9 @@ of `heldout.jsonl`: `{held_out_sha256}`.
 
 ## Recipe
 
-`python models/train_tiny.py` does all of it: corpus, tokenizer, training, scores, this folder. It
+`{command}` does all of it: corpus, tokenizer, training, scores, this folder. It
 resumes where it stopped. Seed {seed}; {steps:,} steps of {tokens_per_step:,} tokens
-({total:.1f} million tokens, {epochs:.2f} epochs) in {minutes:.0f} minutes on two shared CPU cores
-with AVX-512 bf16.
+({total:.1f} million tokens, {epochs:.2f} epochs) in {minutes:.0f} minutes on {machine}.
 
 - Muon (rate {muon_lr}, decay {weight_decay}) for the matrices of the layers, AdamW (rate {adam_lr})
   for embedding and norms; {warmup_steps} steps of warm-up, then the full rate; it falls linearly
@@ -134,19 +131,21 @@ answer anyone.
 
 
 def render(
+    name: str,
+    size: Size,
     facts: dict[str, Any],
     scores: dict[str, Any],
-    model_cfg: TinyConfig,
     cfg: TrainConfig,
     parameters: int,
     train_tokens: int,
     seconds: float,
 ) -> str:
     """The README.md of the model folder."""
-    total = cfg.steps * cfg.tokens_per_step
+    total, model_cfg = cfg.steps * cfg.tokens_per_step, size.network
     text = INTRO.format(
+        name=name,
+        why=size.why.format(megabytes=parameters * 2 / 1e6),
         parameters=parameters / 1e6,
-        megabytes=parameters * 2 / 1e6,
         count=parameters,
         layers=model_cfg.num_layers,
         hidden=model_cfg.hidden_size,
@@ -158,6 +157,7 @@ def render(
         context=model_cfg.context_length,
     )
     text += SCORES.format(
+        name=name,
         **{k: v for k, v in scores.items() if k not in ("samples", "by_document")},
         perplexity=2.718281828 ** scores["model_loss_nats"],
         train_tokens=train_tokens,
@@ -170,6 +170,8 @@ def render(
     )
     text += "".join(_package_row(p) for p in facts["packages"])
     text += RECIPE.format(
+        command="python models/train.py" + ("" if name == "octavo-tiny" else f" --model {name}"),
+        machine=size.machine,
         train_sha256=facts["train_sha256"],
         held_out_sha256=facts["held_out_sha256"],
         seed=cfg.seed,

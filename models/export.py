@@ -15,7 +15,7 @@ from tiny_tokenizer import BOS, EOS, PAD, save_tokenizer
 from tokenizers import Tokenizer
 from training import load_trained
 
-MAX_WEIGHT_BYTES = 16_000_000
+MAX_WEIGHT_BYTES = 32_000_000  # both models live in git
 
 
 def round_to_bf16(model: TinyLlama) -> TinyLlama:
@@ -26,9 +26,9 @@ def round_to_bf16(model: TinyLlama) -> TinyLlama:
     return model.eval()
 
 
-def export_model(work: Path, out: Path) -> None:
-    """config, weights, tokenizer and held-out documents from the work folder to `out`."""
-    model = round_to_bf16(load_trained(work / "checkpoint.pt")[0])
+def export_model(work: Path, run: Path, out: Path) -> None:
+    """config, weights, tokenizer and held-out documents to `out`; the checkpoint lies in `run`."""
+    model = round_to_bf16(load_trained(run / "checkpoint.pt")[0])
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     bos, eos, pad = (tokenizer.token_to_id(t) for t in (BOS, EOS, PAD))
     cfg = model.cfg

@@ -1,4 +1,4 @@
-"""Build octavo-tiny from nothing: `python models/train_tiny.py`.
+"""Build octavo-tiny from nothing: `python models/train.py`; octavo-small: `--model octavo-small`.
 
 Five steps, each skipped while its output is there and its inputs are unchanged: corpus, tokenizer,
 train, evaluate, export. Stop it whenever you like; the same command goes on from there.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,15 +24,18 @@ import typer
 from export import export_model
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from sizes import SIZES, Size
 from tiny_model import TinyConfig
 from tokenizers import Tokenizer
 from training import Progress as StepReport
 from training import TokenStream, TrainConfig, Trainer, load_trained
 
 HERE = Path(__file__).resolve().parent
-DEFAULT_WORK = HERE.parent / ".cache" / "octavo-tiny"
-RECIPE = TrainConfig()
+DEFAULT_WORK = HERE.parent / ".cache" / "train"
 console = Console()
+
+
+Model = Enum("Model", {name: name for name in SIZES}, type=str)
 
 
 class Step(str, Enum):
@@ -92,12 +95,12 @@ def make_tokens(work: Path, model_cfg: TinyConfig, facts: dict[str, Any]) -> str
 
 
 def make_weights(
-    work: Path, model_cfg: TinyConfig, cfg: TrainConfig, device: str, compile_model: bool
+    work: Path, run: Path, model_cfg: TinyConfig, cfg: TrainConfig, device: str, compile_model: bool
 ) -> bool:
     """Train to the last step, or until a signal; False when it was stopped."""
     tokens, offsets = np.load(work / "tokens.npy"), np.load(work / "offsets.npy")
     stream = TokenStream(tokens, offsets, cfg)
-    trainer = Trainer(model_cfg, cfg, stream, work, device, compile_model)
+    trainer = Trainer(model_cfg, cfg, stream, run, device, compile_model)
     resumed = trainer.resume()
     console.print(
         f"train: {trainer.model.num_parameters():,} parameters on {device}, "
@@ -142,15 +145,15 @@ def make_baselines(work: Path, tokenizer: Tokenizer, texts: str) -> dict[str, An
     return scores
 
 
-def make_scores(work: Path, texts: str) -> dict[str, Any]:
+def make_scores(work: Path, run: Path, texts: str) -> dict[str, Any]:
     """Judge the trained model and the baselines on the held-out documents."""
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     baseline = make_baselines(work, tokenizer, texts)
-    path, marker = work / "scores.json", work / "evaluate.done"
-    inputs = digest(baseline, corpus.sha256_file(work / "checkpoint.pt"))
+    path, marker = run / "scores.json", run / "evaluate.done"
+    inputs = digest(baseline, corpus.sha256_file(run / "checkpoint.pt"))
     if not done(marker, inputs, [path]):
         console.print("evaluate: the model on the held-out documents")
-        model = load_trained(work / "checkpoint.pt")[0]
+        model = load_trained(run / "checkpoint.pt")[0]
         scores = evaluate.evaluate(work, model, tokenizer, baseline)
         path.write_text(json.dumps(scores, indent=1))
         marker.write_text(inputs)
@@ -163,74 +166,95 @@ def make_scores(work: Path, texts: str) -> dict[str, Any]:
 
 
 def build(
-    work: Path, out: Path, until: Step, cfg: TrainConfig, device: str, compile_model: bool
+    work: Path, out: Path, name: str, until: Step, cfg: TrainConfig, device: str, compiled: bool
 ) -> None:
-    """Run the steps in order, up to and with `until`."""
-    model_cfg = TinyConfig()
+    """Run the steps in order, up to and with `until`. Texts and tokens are every model's."""
+    size, run = SIZES[name], work / name
+    run.mkdir(exist_ok=True)
     facts = make_corpus(work)
     if until is Step.corpus:
         return
-    tokenizer_hash = make_tokens(work, model_cfg, facts)
+    tokenizer_hash = make_tokens(work, size.network, facts)
     if until is Step.tokenizer:
         return
-    inputs = digest(tokenizer_hash, facts["train_sha256"], asdict(cfg), model_cfg.as_dict())
-    marker = work / "train.done"
-    if not done(marker, inputs, [work / "checkpoint.pt"]):
-        if not make_weights(work, model_cfg, cfg, device, compile_model):
+    inputs = digest(tokenizer_hash, facts["train_sha256"], asdict(cfg), size.network.as_dict())
+    marker = run / "train.done"
+    if not done(marker, inputs, [run / "checkpoint.pt"]):
+        if not make_weights(work, run, size.network, cfg, device, compiled):
             raise typer.Exit(130)
         marker.write_text(inputs)
     if until is Step.train:
         return
-    scores = make_scores(work, digest(tokenizer_hash, facts))
+    scores = make_scores(work, run, digest(tokenizer_hash, facts))
     if until is Step.evaluate:
         return
-    export_model(work, out)
-    model, _, _, seconds = load_trained(work / "checkpoint.pt")
-    tokens = len(np.load(work / "tokens.npy", mmap_mode="r"))
-    text = card.render(facts, scores, model_cfg, cfg, model.num_parameters(), tokens, seconds)
-    (out / "README.md").write_text(text, encoding="utf-8")
+    export_model(work, run, out)
+    write_card(work, run, out, name, size, facts, scores)
     console.print(f"export: {out}")
 
 
+def write_card(
+    work: Path,
+    run: Path,
+    out: Path,
+    name: str,
+    size: Size,
+    facts: dict[str, Any],
+    scores: dict[str, Any],
+) -> None:
+    model, cfg, _, seconds = load_trained(run / "checkpoint.pt")
+    tokens = len(np.load(work / "tokens.npy", mmap_mode="r"))
+    text = card.render(name, size, facts, scores, cfg, model.num_parameters(), tokens, seconds)
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
 def main(
+    name: Annotated[Model, typer.Option("--model", help="Which of the two.")] = Model[
+        "octavo-tiny"
+    ],
     work: Annotated[
         Path, typer.Option(help="Downloads, corpus, checkpoints and logs; several GB.")
     ] = DEFAULT_WORK,
-    out: Annotated[Path, typer.Option(help="Where the finished model goes.")] = HERE
-    / "octavo-tiny",
+    out: Annotated[
+        Path | None, typer.Option(help="Where the finished model goes; models/NAME if not given.")
+    ] = None,
     until: Annotated[Step, typer.Option(help="Stop after this step.")] = Step.export,
     device: Annotated[
         str, typer.Option(help="cpu or cuda; auto takes a GPU when there is one.")
     ] = "auto",
     steps: Annotated[
-        int, typer.Option(min=1, help="Stop the recipe after this many steps of 8,192 tokens.")
-    ] = RECIPE.steps,
-    seed: Annotated[int, typer.Option(help="Weights and data order.")] = RECIPE.seed,
-    compile_model: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler.")
+        int | None, typer.Option(min=1, help="Stop the recipe after this many steps.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Weights and data order.")] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile/--no-compile", help="torch.compile; needs a C++ compiler."),
     ] = True,
     preliminary: Annotated[
         bool, typer.Option(help="Export the last checkpoint as it is, without its scores.")
     ] = False,
 ) -> None:
-    """Make octavo-tiny: corpus, tokenizer, train, evaluate, export.
+    """Make a model: corpus, tokenizer, train, evaluate, export.
 
     Every step is skipped when its output is there, so running this again resumes it. Ctrl-C or
     SIGTERM during training saves first.
 
     Example, in the background and out of the way:
 
-        OMP_WAIT_POLICY=PASSIVE nice -n 15 python models/train_tiny.py > train.log 2>&1 &
+        OMP_WAIT_POLICY=PASSIVE nice -n 15 python models/train.py > train.log 2>&1 &
     """
     work.mkdir(parents=True, exist_ok=True)
+    folder = out or HERE / name.value
+    folder.mkdir(parents=True, exist_ok=True)
     if preliminary:
-        export_model(work, out)
-        console.print(f"export: preliminary weights in {out}")
+        export_model(work, work / name.value, folder)
+        console.print(f"export: preliminary weights in {folder}")
         return
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg = TrainConfig(seed=seed).first_steps(steps)
-    build(work, out, until, cfg, device, compile_model)
+    cfg = SIZES[name.value].recipe
+    cfg = replace(cfg, seed=cfg.seed if seed is None else seed).first_steps(steps or cfg.steps)
+    build(work, folder, name.value, until, cfg, device, compiled)
 
 
 if __name__ == "__main__":
