@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def run(options: GateOptions) -> Iterator[dict[str, Any]]:
         raise ConfigError(f"--margin = {options.margin}: above 0, at most {LARGEST_MARGIN}")
     folders = Path(options.baseline), Path(options.candidate)
     text, out = Path(options.text), Path(options.out or options.candidate)
+    if options.out:
+        with suppress(OSError):  # said below
+            out.mkdir(parents=True, exist_ok=True)
     if not out.is_dir() or not os.access(out, os.W_OK):
         raise ConfigError(f"{out}: no folder that can be written to; name another with --out")
     evidence.read(out / evidence.FILE_NAME)  # unreadable: say so now, not after the measurement

@@ -16,13 +16,18 @@ Floats = NDArray[np.float64]
 
 
 class _Plot:
-    """Marks on a scale of nats per token; zero and the margin are drawn as lines."""
+    """Marks on a scale of nats per token, labelled by the perplexity loss that they are; zero and the
+    margin are drawn as lines."""
 
     def __init__(self, title: str, lowest: float, highest: float, margin: float) -> None:
         limit = float(np.log1p(margin))
         low, high = min(lowest, 0.0), max(highest, 1.2 * limit)
         self._low, self._span = low - 0.05 * (high - low), 1.1 * (high - low)
         self._marks = [f"<title>{escape(title)}</title>"]
+        for ratio in _ticks(float(np.expm1(self._low)), float(np.expm1(self._low + self._span))):
+            # A label beside the margin's would cover it.
+            if ratio and abs(self.y(float(np.log1p(ratio))) - self.y(limit)) > 14:
+                self._line(float(np.log1p(ratio)), "grid", f"{100 * ratio:+.3g} %")
         self._line(0.0, "axis", "0")
         self._line(limit, "margin", percent(margin))
 
@@ -50,6 +55,15 @@ class _Plot:
     def svg(self) -> Markup:
         marks = "\n".join(self._marks)
         return Markup(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{marks}</svg>')
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers between the two: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 5
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first, last = int(np.ceil(low / step)), int(np.floor(high / step))
+    return [float(step * count) for count in range(first, last + 1)]
 
 
 def positions_plot(edges: Floats, means: Floats, errors: Floats, margin: float) -> Markup:
