@@ -16,8 +16,8 @@ Floats = NDArray[np.float64]
 
 
 class _Plot:
-    """Marks on a scale of nats per token, labelled by the perplexity loss that they are; zero and the
-    margin are drawn as lines."""
+    """Marks on a scale of nats per token, whose labels are perplexity losses; zero and the margin
+    are drawn as lines."""
 
     def __init__(self, title: str, lowest: float, highest: float, margin: float) -> None:
         limit = float(np.log1p(margin))
