@@ -41,8 +41,18 @@ loadtest: $(LOADTEST) ## a minute of load on a server of its own (or URL=...), t
 	  $(if $(DURATION),--run-time $(DURATION)) $(if $(TRANSPORT),--transport $(TRANSPORT)) \
 	  $(LOADTEST_ARGS)
 
-test: $(DEV) ## the tests, with the real server in them (about 20 minutes on two cores)
-	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+# What only computes shares out the cores; what starts servers or has bounds of time runs alone.
+COMPUTING := $(addprefix tests/,contract equivalence execution kernels models planner quality \
+  quantization scheduling)
+define pytest
+status=0; \
+$(BIN)/pytest -n auto --dist loadfile $(1) $(PYTEST_ARGS) $(COMPUTING) || status=$$?; \
+$(BIN)/pytest $(1) $(PYTEST_ARGS) $(addprefix --ignore=,$(COMPUTING)) || status=$$?; \
+exit $$status
+endef
+
+test: $(DEV) ## the tests, with the real server in them (about 15 minutes on two cores)
+	$(call pytest,-m "not slow")
 
 check: $(DEV) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -51,7 +61,7 @@ check: $(DEV) ## ruff, mypy, import-linter
 	$(BIN)/lint-imports --no-cache
 
 test-all: check ## check, and all tests with the slow ones (under 30 minutes)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(call pytest,)
 
 # Python itself is no program of AddressSanitizer's, so its library is loaded before; it says
 # nothing of what Python and torch never free.
