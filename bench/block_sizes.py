@@ -73,6 +73,7 @@ def load(args: argparse.Namespace, size: int, kv_format: str) -> Engine:
         "max_num_seqs": args.concurrency,
         "max_model_len": max(args.prompts) + args.output,
         "enable_prefix_caching": False,
+        "quality_gate": "off",
     }
     engine = Engine(make_config(model=args.model, **settings))
     engine.runner.bind_to_thread()
@@ -113,6 +114,7 @@ def main() -> None:
             print(f"prompt {prompt}: round {number}", file=sys.stderr, flush=True)
         for (kv_format, size), side in sides.items():
             own = {"format": kv_format, "block_size": size, "prompt": prompt}
+            own["quality"] = side.engine.quality.label
             print(json.dumps({**own, **side.report()}), flush=True)
 
 

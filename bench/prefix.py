@@ -67,6 +67,7 @@ def build(
             max_num_batched_tokens=max(step_tokens, num_seqs),
             kv_cache_bytes=blocks * BLOCK_SIZE * kv_token_bytes(args.model, args.dtype),
             enable_prefix_caching=cache,
+            quality_gate="off",
         )
     )
     engine.runner.bind_to_thread()
@@ -122,6 +123,7 @@ def cost(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "wall_s": time.perf_counter() - began_s,
                 "steps": engine.stats.steps - steps,
                 "evictions": engine.scheduler.allocator.evictions.total() - evicted,
+                "quality": load.quality,
             }
         assert measured["on"]["steps"] == measured["off"]["steps"]
         extra_s = measured["on"]["scheduler_cpu_s"] - measured["off"]["scheduler_cpu_s"]
@@ -211,7 +213,7 @@ def show_cost(args: argparse.Namespace, rounds: list[dict[str, Any]], console: C
         table.add_column(heading, justify="right" if heading else "left")
     for side in ("off", "on"):
         table.add_row(
-            f"cache {side}",
+            label(f"cache {side}", rounds[-1][side]["quality"]),
             *(f"{per_step_us(n, side):,.0f}" for n in ("scheduler_cpu_s", "cpu_s", "wall_s")),
             str(rounds[-1][side]["evictions"]),
         )
@@ -223,6 +225,10 @@ def show_cost(args: argparse.Namespace, rounds: list[dict[str, Any]], console: C
         f"limit {100 * COST_LIMIT_RATIO:g} %: {verdict(share <= COST_LIMIT_RATIO)}\n"
     )
     return share
+
+
+def label(row: str, quality: str | None) -> str:
+    return row if quality is None else f"{row}, {quality}"
 
 
 def show_gain(
@@ -242,7 +248,7 @@ def show_gain(
     for side in (OFF, COLD, WARM):
         loads = [loads[side] for loads in rounds]
         table.add_row(
-            side,
+            label(side, loads[-1].quality),
             f"{1e3 * statistics.median(map(ttft_s, loads)):,.0f}",
             f"{1e3 * statistics.median(map(slowest_s, loads)):,.0f}",
             *(f"{getattr(loads[-1], name):,}" for name in ("prefill_tokens", "hit_tokens")),

@@ -89,6 +89,7 @@ def make_configs(args: argparse.Namespace) -> dict[str, EngineConfig]:
         "max_num_seqs": args.requests,
         "max_num_batched_tokens": max(256, args.requests),
         "kv_cache_bytes": pool.num_bytes,
+        "quality_gate": "off",
     }
     variants = make_variants(args, pool)
     return {name: make_config(**{**common, **own}) for name, own in variants.items()}
@@ -175,7 +176,9 @@ def show(args: argparse.Namespace, rounds: dict[str, list[LoadRecord]], found: M
         kinds = ", ".join(f"{n} {kind}" for kind, n in preemptions(rounds[variant][-1]).items())
         ratio = f"{values['output_tps'] / found[best]['output_tps']:.2f}" if best else "–"
         shown = [shown_number(value) for value in values.values()]
-        table.add_row(variant, *shown, kinds or "0", ratio, style="bold" if variant == best else "")
+        quality = rounds[variant][-1].quality
+        row = variant if quality is None else f"{variant}, {quality}"
+        table.add_row(row, *shown, kinds or "0", ratio, style="bold" if variant == best else "")
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -117,6 +117,7 @@ def load(args: argparse.Namespace) -> Engine:
             max_num_seqs=args.sequences,
             max_model_len=args.prompt + args.output,
             max_num_batched_tokens=max(256, args.sequences),
+            quality_gate="off",
             **({"weight_format": args.weight_format} if args.weight_format else {}),
         )
     )
@@ -200,9 +201,12 @@ def medians_us(split: list[Step], whole: list[Step]) -> dict[str, float]:
     return found
 
 
-def show(args: argparse.Namespace, num_steps: int, found: dict[str, float]) -> None:
+def show(
+    args: argparse.Namespace, num_steps: int, found: dict[str, float], quality: str | None
+) -> None:
+    name = args.model.name if quality is None else f"{args.model.name} ({quality})"
     table = Table(
-        title=f"{args.model.name}: {args.sequences} sequences of {args.prompt} + {args.output} "
+        title=f"{name}: {args.sequences} sequences of {args.prompt} + {args.output} "
         f"tokens, {num_steps} decode steps, medians",
         title_justify="left",
     )
@@ -244,15 +248,15 @@ def main() -> None:
         profile(args, engine, params)
     split, whole, phases = measure(args, engine, params)
     found = medians_us(split, whole)
-    show(args, len(split) + len(whole), found)
+    show(args, len(split) + len(whole), found, engine.quality.label)
     if args.phases:
         print("forward's phases, ms of time:", {k: round(1e3 * v, 3) for k, v in phases.items()})
     if args.json:
         document = {
             "benchmark": "step_loop", "versions": versions(), "machine": machine(),
             "settings": {**vars(args), "model": args.model.name, "json": None},
-            "medians_us": found, "split_steps_s": split, "whole_steps_s": whole,
-            "forward_phases_s": phases,
+            "quality": engine.quality.label, "medians_us": found, "split_steps_s": split,
+            "whole_steps_s": whole, "forward_phases_s": phases,
         }  # fmt: skip
         args.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

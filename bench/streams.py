@@ -198,7 +198,15 @@ def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_threads": args.threads,
         "max_num_seqs": max(args.concurrency, 32),
         "sender_duty_cycle": args.duty_cycle,
+        "quality_gate": "off",
     }
+
+
+def quality(folder: Path) -> str | None:
+    """Of octavo's sides, which look at no evidence."""
+    from octavo.models.model_config import read_model_config
+
+    return None if read_model_config(folder).stored_format is None else "ungated"
 
 
 def start_server(args: argparse.Namespace) -> Any:
@@ -327,6 +335,7 @@ def main() -> None:
     }
     result = {
         "model": args.model.name,
+        "quality": quality(args.model),
         **facts,
         "output_tps": medians,
         "rounds": {name: own.output_tps for name, own in found.items()},

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from loadtest.folders import new_folder
+from octavo.cli import probes
 from octavo.cli.embedded_server import EmbeddedServer, ServerStartError
 from octavo.cli.ports import Ports
 from octavo.cli.server_settings import ServerSettings
@@ -93,12 +94,18 @@ def run_locust(command: Sequence[str]) -> int:
 
 def start_server(checkpoint: Path) -> EmbeddedServer:
     settings = ServerSettings(
-        repository=ROOT / "model_repository", model=checkpoint, ports=Ports.free()
+        repository=ROOT / "model_repository",
+        model=checkpoint,
+        ports=Ports.free(),
+        engine_overrides={"quality_gate": "off"},
     )
     server = EmbeddedServer(settings)
     say(f"starting a server of {checkpoint.name}, log in {server.log_file}")
     server.start()
     say(f"serving on {settings.http_url} and gRPC {settings.grpc_url}")
+    quality = probes.quality(settings.metrics_url)
+    if quality is not None:
+        say(quality)
     return server
 
 

@@ -147,7 +147,10 @@ def write_family(folder: Path, architecture: str, **overrides: Any) -> Any:
 
 def make_engine(folder: Path, *, num_blocks: int | None = None, **settings: Any) -> Engine:
     """An engine that the test steps itself. `num_blocks` fixes the pool's size."""
-    own = {"dtype": "float32", "num_threads": 1, "block_size": 4, "device": "cpu"}
+    own = {
+        "dtype": "float32", "num_threads": 1, "block_size": 4, "device": "cpu",
+        "quality_gate": "off",  # random weights have no quality to lose
+    }  # fmt: skip
     settings = {**own, **settings}
     if num_blocks is not None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -33,6 +33,9 @@ else:
 ENV_MODEL = "OCTAVO_MODEL"
 ENV_PREFIX = "OCTAVO_ENGINE_"
 
+# Of the perplexity that may be lost, as a ratio: where nothing is said, and at most.
+DEFAULT_MARGIN, LARGEST_MARGIN = 0.01, 0.02
+
 _DEFAULT_GROUP_SIZE = 128
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
@@ -106,6 +109,7 @@ Weights = Literal["auto", "int8", "int4", "w8a8", "w4a8"]
 GroupSize = Annotated[Integer, AfterValidator(_group_size)]
 LMHeadFormat = Literal["auto", "bfloat16"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
+QualityGate = Literal["require", "warn", "off"]
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
@@ -158,6 +162,11 @@ class EngineConfig:
     weight_format: Weights = "auto"
     weight_group_size: GroupSize = _DEFAULT_GROUP_SIZE
     lm_head_format: LMHeadFormat = "auto"  # under a quantized weight_format; auto: 8 bits
+    # What becomes of quantized weights, inputs or KV memory without evidence (`octavo gate`) that
+    # no more than `quality_margin` of perplexity is lost: they are refused at load, served with a
+    # warning, or not looked at.
+    quality_gate: QualityGate = "require"
+    quality_margin: Annotated[Number, Field(gt=0, le=LARGEST_MARGIN)] = DEFAULT_MARGIN
     max_model_len: Annotated[Integer, Field(ge=2)] | Annotated[None, Auto] = None
     # A step computes at most this many tokens: decodes first, then chunks of prompts. It
     # bounds the length of a step, and so how soon a cancelled request gives back its blocks.

@@ -30,6 +30,7 @@ from octavo.generation import (
     Sink,
     TokenOutput,
 )
+from octavo.quality.served import admit
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler, StepOutput
@@ -77,9 +78,10 @@ class Engine:
     one output with a finish reason, whatever happens."""
 
     def __init__(self, config: EngineConfig) -> None:
-        """Loads the model. Raises ConfigError."""
+        """Loads the model. Raises ConfigError, also if its quality is to be shown and is not."""
         self.config = config
         self.runner = _load_runner(config)
+        self.quality = admit(config, self.runner)
         self._changed = threading.Condition()
         self._has_arrived = False  # guarded by _changed: blocks from a tier
         # What a block's bytes mean: only where they outlive the engine or leave it.

@@ -3,6 +3,7 @@
 * OctavoError
   + ConfigError              the operator's: engine.toml, environment, checkpoint folder
     - UnsupportedModelError  the checkpoint asks for something the engine does not have
+    - QualityGateError       a quantized form without evidence that it is good enough
   + InvalidRequestError      the caller's: one field of one request
   + StepMemoryError          the device has no memory left for one step
   + EngineDeadError          the decode loop has ended; nothing can be served any more
@@ -24,6 +25,11 @@ class UnsupportedModelError(ConfigError):
         super().__init__(f"config.json: {key} = {value!r} is not supported; supported: {supported}")
         self.key = key
         self.value = value
+
+
+class QualityGateError(ConfigError):
+    """A quantized form that may not be served; says why, and ends with the command that measures
+    it."""
 
 
 class InvalidRequestError(OctavoError):

@@ -78,6 +78,7 @@ def build_engine(settings: Settings, configuration: Configuration) -> Engine:
             kv_cache_bytes=settings.kv_cache_bytes,
             enable_prefix_caching=configuration.sharing,
             watermark_ratio=_WATERMARK_RATIO,
+            quality_gate="off",
         )
     )
     if not configuration.paging:

@@ -76,6 +76,7 @@ def run_load(engine: Engine, prompts: list[list[int]], output_tokens: int) -> Lo
         peak_reserved_bytes=peaks.reserved_bytes,
         peak_filled_bytes=peaks.filled_bytes,
         counters=dict(counters),
+        quality=engine.quality.label,
     )
 
 

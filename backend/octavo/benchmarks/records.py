@@ -31,6 +31,7 @@ class LoadRecord:
     peak_filled_bytes: int  # of those, the slots that hold a token
     # What the scheduler's counters rose by; of one by kind, each as `name.kind`.
     counters: Mapping[str, int]
+    quality: str | None = None  # "ungated": quantized, and what that costs was not looked at
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LoadRecord:

@@ -106,6 +106,23 @@ def serve(
     kv_cache_bytes: Annotated[
         str | None, typer.Option(help="KV cache, such as 2GiB.", rich_help_panel=_ENGINE)
     ] = None,
+    quality_gate: Annotated[
+        Literal["require", "warn", "off"] | None,
+        typer.Option(
+            help="Quantized weights, activations or KV without evidence of octavo gate: refused, "
+            "served with a warning, or served unseen.",
+            show_default="require",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    quality_margin: Annotated[
+        float | None,
+        typer.Option(
+            help="Perplexity that they may have lost, as a ratio, up to 0.02.",
+            show_default="0.01",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,6 +193,8 @@ def serve(
                     "num_threads": threads,
                     "max_num_seqs": max_num_seqs,
                     "kv_cache_bytes": kv_cache_bytes,
+                    "quality_gate": quality_gate,
+                    "quality_margin": quality_margin,
                 },
                 assignments=tuple(assignments or ()),
                 contract=contract,

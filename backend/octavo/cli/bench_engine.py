@@ -105,7 +105,8 @@ def show(lines: list[Line], console: Console) -> None:
         if "error" in line:
             console.print(f"{line['workload']}: {line['error']}", style="bold red")
     if first["quality"] is not None:
-        console.print(f"\nquality of {first['weight_format']}: {first['quality']}", style="bold")
+        formats = f"weights {first['weight_format']}, KV {first['kv_cache_dtype']}"
+        console.print(f"\nquality of {formats}: {first['quality']}", style="bold")
     console.print()
     for term, meaning in DEFINITIONS.items():
         console.print(f"{term}: {meaning}.", style="dim")

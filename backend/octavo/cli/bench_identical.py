@@ -167,8 +167,10 @@ def _table(settings: Settings, found: Medians) -> Table:
 def _headline(settings: Settings, samples: list[Sample]) -> str:
     contexts = settings.kv_cache_bytes / settings.context_bytes
     rounds = len({sample.round for sample in samples})
+    quality = samples[0].load.quality
+    facts = settings.dtype if quality is None else f"{settings.dtype}, {quality}"
     return (
-        f"{Path(settings.model).name} ({settings.dtype}), {settings.prompt_tokens} + "
+        f"{Path(settings.model).name} ({facts}), {settings.prompt_tokens} + "
         f"{settings.output_tokens} tokens, context {settings.context_tokens}, blocks of "
         f"{settings.block_size}, KV memory {_shown(settings.kv_cache_bytes, 'MiB')} MiB "
         f"({contexts:.3g} contexts); medians of {rounds} round{'s' * (rounds > 1)}\n"

@@ -13,6 +13,12 @@ _OPENER = build_opener(ProxyHandler({}))
 _SAMPLE = re.compile(r"^(\w+)(?:\{.*\})? ([-+.\deE]+)$", re.MULTILINE)
 _RUNNING = "octavo_num_requests_running"
 _TOKENS = "octavo_generation_tokens_total"
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_LOSS, _UPPER, _MARGIN = (
+    "octavo_quality_perplexity_loss_ratio",
+    "octavo_quality_perplexity_loss_upper_ratio",
+    "octavo_quality_margin_ratio",
+)
 _QUEUED = ("octavo_num_requests_waiting", "nv_inference_pending_request_count")
 
 
@@ -72,17 +78,43 @@ def generated_tokens(metrics_url: str) -> float | None:
     return sum(values) if values else None
 
 
-def _samples(metrics_url: str, timeout_s: float = 2.0) -> dict[str, list[float]]:
+def quality(metrics_url: str) -> str | None:
+    """How what is served came past the quality gate, in a few words; None where nothing is
+    quantized, or nobody says."""
+    text = _scrape(metrics_url)
+    gate = re.search(r"^octavo_quality_gate\{(.*)\}", text, re.MULTILINE)
+    labels = dict(_LABEL.findall(gate[1])) if gate else {}
+    state = labels.get("gate")
+    if state is None or state == "unquantized":
+        return None
+    formats = f"weights {labels['weights']}, KV {labels['kv']}"
+    values = {name: float(value) for name, value in _SAMPLE.findall(text)}
+    loss, margin = values.get(_LOSS), values.get(_MARGIN)
+    upper = values.get(_UPPER)
+    if loss is None or margin is None or upper is None:
+        said = "no evidence that holds" if state == "warn" else "the gate is off"
+        return f"{formats} · UNGATED: {said}"
+    return (
+        f"{formats} · perplexity {100 * loss:+.2f} % (≤ {100 * upper:+.2f} %) of margin "
+        f"{100 * margin:g} %" + ("" if state == "pass" else " · NOT PASSED")
+    )
+
+
+def _samples(metrics_url: str) -> dict[str, list[float]]:
     """Values by metric name, whatever the labels; empty when nobody answers."""
-    try:
-        with _OPENER.open(metrics_url, timeout=timeout_s) as response:
-            text = response.read().decode(errors="replace")
-    except (OSError, HTTPException):
-        return {}
     found: dict[str, list[float]] = {}
-    for name, value in _SAMPLE.findall(text):
+    for name, value in _SAMPLE.findall(_scrape(metrics_url)):
         found.setdefault(name, []).append(float(value))
     return found
+
+
+def _scrape(metrics_url: str, timeout_s: float = 2.0) -> str:
+    """Empty when nobody answers."""
+    try:
+        with _OPENER.open(metrics_url, timeout=timeout_s) as response:
+            return str(response.read().decode(errors="replace"))
+    except (OSError, HTTPException):
+        return ""
 
 
 def _token_of(event: bytes) -> str:

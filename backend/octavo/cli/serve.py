@@ -12,7 +12,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from octavo.cli import doctor, kernel_build, server_log
+from octavo.cli import doctor, kernel_build, probes, server_log
 from octavo.cli.arguments import ServeArguments, chosen_ports, server_settings
 from octavo.cli.embedded_server import EmbeddedServer, ServerStartError
 from octavo.cli.ports import is_loopback
@@ -132,8 +132,12 @@ def _announce(server: EmbeddedServer, start_s: float) -> None:
         f"  HTTP     {settings.http_url}\n"
         f"  gRPC     {settings.grpc_url}\n"
         f"  metrics  {settings.metrics_url}\n"
-        f"  log      {server.log_file}\n"
+        f"  log      {server.log_file}"
     )
+    quality = probes.quality(settings.metrics_url)
+    if quality is not None:
+        _out.say(f"  quality  {quality}")
+    _out.say("")
     _out.say("Try it:", style="bold")
     for line in examples(settings):
         _out.say(f"  {line}")

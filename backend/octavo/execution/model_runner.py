@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
@@ -106,11 +106,10 @@ class ModelRunner:
             "loaded %s: %s weights %.1f MB, %s; context %d tokens",
             self.folder, self.weight_format, self.model.num_bytes / 1e6, where, self.max_model_len,
         )  # fmt: skip
-        if self.weight_quality == "ungated":
+        if self.weight_format.is_quantized:
             stored = self.model_config.stored_format
-            log.warning(
-                "weights %s %s, %.4g bits per weight, lm_head %s. ungated: its quality has not "
-                "been measured",
+            log.info(
+                "weights %s %s, %.4g bits per weight, lm_head %s",
                 f"of the checkpoint ({stored}) in" if stored else "rounded to", self.weight_format,
                 self.weight_format.bits_per_weight, self.model.lm_head.format,
             )  # fmt: skip
@@ -157,16 +156,16 @@ class ModelRunner:
         """Tokens of a block."""
         return self.kv_cache.block_size
 
-    @property
-    def weight_quality(self) -> Literal["ungated"] | None:
-        """What is known of a quantized format's quality on this checkpoint; None without one."""
-        return "ungated" if self.weight_format.is_quantized else None
+    @cached_property
+    def checkpoint_digest(self) -> bytes:
+        """Of the weights' files. Reads the whole checkpoint at first use."""
+        return checkpoint_digest(self.folder, self.num_threads)
 
     @cached_property
     def kv_namespace(self) -> bytes:
         """16 bytes: what the bytes of a block mean. Reads the whole checkpoint at first use."""
         return kv_namespace(
-            checkpoint_digest(self.folder, self.num_threads),
+            self.checkpoint_digest,
             self.model_config,
             str(self.dtype),
             self.weight_format,

@@ -10,12 +10,13 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from octavo.errors import ConfigError
 from octavo.execution.model_runner import ModelRunner
@@ -27,6 +28,7 @@ from octavo.quantization.weights import ROUNDING_VERSION
 FILE_NAME = "quality.json"
 _SCHEMA = 1
 _AT_ONCE = 2**20
+_FLOATS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,23 @@ class Form:
         head = runner.model.lm_head.format.name
         return cls(dtype, own.name, own.group_size, own.activation, head, kv, skipped)
 
+    @property
+    def is_quantized(self) -> bool:
+        return any(each not in _FLOATS for each in (self.weights, self.lm_head, self.kv))
+
+    @property
+    def quantizes_contexts(self) -> bool:
+        """Whether what is read is rounded too, which shows more the longer the context is."""
+        return self.activations not in _FLOATS or self.kv not in _FLOATS
+
+    @property
+    def short_name(self) -> str:
+        """What is quantized, in two or three words."""
+        parts = [] if self.weights in _FLOATS else [self.weights]
+        if self.kv not in _FLOATS:
+            parts.append(f"KV {self.kv}")
+        return ", ".join(parts) or self.weights
+
     def __str__(self) -> str:
         groups = f" in groups of {self.group_size}" if self.group_size else ""
         skipped = f" but for layers {', '.join(map(str, self.kv_skip_layers))}"
@@ -83,10 +102,10 @@ class Hashes:
     tokenizer: str
 
     @classmethod
-    def of(cls, folder: Path, num_threads: int) -> "Hashes":
-        """Reads every byte. Raises ConfigError."""
+    def of(cls, folder: Path, num_threads: int, weights: bytes | None = None) -> "Hashes":
+        """Reads every byte; not the weights' where their digest is known. Raises ConfigError."""
         return cls(
-            checkpoint_digest(folder, num_threads).hex(),
+            (weights or checkpoint_digest(folder, num_threads)).hex(),
             file_hash(folder / "config.json"),
             file_hash(folder / "tokenizer.json"),
         )
@@ -111,11 +130,16 @@ class TextFacts:
     longest: int
 
 
+def _moment(value: str) -> str:
+    datetime.fromisoformat(value)
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """report: name of the page beside the file. seconds: that reading took"""
 
-    date: str
+    date: Annotated[str, AfterValidator(_moment)]
     outcome: Outcome
     reason: str
     more_documents: int | None
@@ -133,7 +157,7 @@ class Record:
 class Finding:
     """Why a record does not speak for what is to be served."""
 
-    kind: Literal["stale", "verdict", "margin"]
+    kind: Literal["missing", "stale", "verdict", "margin"]
     part: str
     why: str
 
@@ -189,7 +213,7 @@ def find(records: Iterable[Record], form: Form) -> Record | None:
 
 def check(
     record: Record,
-    candidate: Path,
+    candidate: Path | Hashes,
     *,
     margin: float | None = None,
     baseline: Path | None = None,
@@ -204,17 +228,18 @@ def check(
 
 def _findings(
     record: Record,
-    candidate: Path,
+    candidate: Path | Hashes,
     margin: float | None,
     baseline: Path | None,
     text: Path | None,
     num_threads: int,
 ) -> Iterator[Finding]:
-    for folder, side, name in (
+    for own, side, name in (
         (candidate, record.candidate, "candidate"), (baseline, record.baseline, "baseline"),
     ):  # fmt: skip
-        if folder is not None:
-            yield from _stale_parts(name, side.hashes, Hashes.of(folder, num_threads))
+        if own is not None:
+            now_hashes = own if isinstance(own, Hashes) else Hashes.of(own, num_threads)
+            yield from _stale_parts(name, side.hashes, now_hashes)
     if text is not None and file_hash(text) != record.text.sha256:
         yield Finding("stale", "text", f"{text} is not the text that was measured on")
     for part, now in (("weight_rounding", ROUNDING_VERSION), ("kv_layout", LAYOUT_VERSION)):
@@ -223,7 +248,7 @@ def _findings(
             yield Finding("stale", part, why)
     if record.outcome is not Outcome.PASS:
         yield Finding("verdict", "verdict", f"{record.outcome.value}: {record.reason}")
-    elif margin is not None and record.numbers.loss.upper > margin:
+    elif margin is not None and not record.numbers.loss.upper <= margin:
         yield Finding(
             "margin", "margin",
             f"perplexity loss is up to {record.numbers.loss.upper:+.3%}; the margin is "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.config import LARGEST_MARGIN
 from octavo.errors import ConfigError
 from octavo.models.model_config import ModelConfig, read_model_config
 from octavo.quality import evidence, report
@@ -26,7 +27,7 @@ from octavo.quality.measure import (
 )
 from octavo.quality.options import GateOptions
 from octavo.quality.statistics import bound_loss
-from octavo.quality.verdict import LARGEST_MARGIN, Numbers, judge
+from octavo.quality.verdict import Numbers, judge
 
 
 def run(options: GateOptions) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from octavo.quality.verdict import DEFAULT_MARGIN
+from octavo.config import DEFAULT_MARGIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from octavo.config import LARGEST_MARGIN
 from octavo.quality.statistics import UNBOUNDED, Bounds, documents_needed
 
-DEFAULT_MARGIN, LARGEST_MARGIN = 0.01, 0.02
 LEAST_DOCUMENTS = 20
 LEAST_TOKENS = 2_000
 LARGEST_MEAN_KL_NATS = 0.05

@@ -148,6 +148,42 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("octavo_engine_up", "gauge", "1 while the decode loop accepts requests, else 0"),
     Metric(
+        "octavo_quality_gate", "gauge",
+        "1, for what is served and how it came past the quality gate: pass, warn (no evidence that "
+        "holds), off (not looked at) or unquantized",
+        ("gate", "weights", "activations", "lm_head", "kv"),
+    ),
+    Metric(
+        "octavo_quality_margin_ratio", "gauge", "Perplexity that a quantized form may lose"
+    ),
+    Metric(
+        "octavo_quality_perplexity_loss_ratio", "gauge",
+        "Perplexity that the served form has lost to its baseline, as `octavo gate` measured it; "
+        "this and the following are absent without evidence of these very files",
+    ),
+    Metric(
+        "octavo_quality_perplexity_loss_lower_ratio", "gauge",
+        "Lower bound of it, 95 %, one-sided",
+    ),
+    Metric(
+        "octavo_quality_perplexity_loss_upper_ratio", "gauge",
+        "Upper bound of it, 95 %, one-sided: at most the margin where the gate is passed",
+    ),
+    Metric(
+        "octavo_quality_mean_kl_nats", "gauge",
+        "Mean KL divergence of the served form's next token from its baseline's",
+    ),
+    Metric(
+        "octavo_quality_top1_agreement_ratio", "gauge",
+        "How often both find the same token most likely",
+    ),
+    Metric(
+        "octavo_quality_context_tokens", "gauge", "The longest context that was measured"
+    ),
+    Metric(
+        "octavo_quality_measured_timestamp_seconds", "gauge", "When that was, Unix time"
+    ),
+    Metric(
         "octavo_kv_block_lifetime_seconds", "histogram",
         "A KV block's time from being taken to its content being given up; one block in 16",
     ),

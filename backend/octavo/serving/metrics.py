@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from octavo.engine import Engine
 from octavo.serving.kv_metrics import collect_kv
 from octavo.serving.metric_table import METRICS, Kind, Sample
+from octavo.serving.quality_metrics import collect_quality
 from octavo.stats import Histogram, RequestStats
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
     ):
         yield name, "gauge", {}, value
     yield from collect_kv(engine)
+    yield from collect_quality(engine.quality)
     for name, histogram in (
         ("octavo_kv_block_lifetime_seconds", engine.scheduler.allocator.lifetime_s),
         (
