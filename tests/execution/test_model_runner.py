@@ -203,16 +203,14 @@ def test_the_log_tells_the_blocks_size(toy_folder: Path, caplog: pytest.LogCaptu
     ],
     ids=["int8", "w4a8"],
 )
-def test_quality_that_nobody_has_measured_is_said_loudly(
+def test_the_log_says_what_weights_are_rounded_to(
     toy_folder: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, object], said: str
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert runner(toy_folder).weight_quality is None
-        assert "ungated" not in caplog.text
-        assert runner(toy_folder, **settings).weight_quality == "ungated"
-    (warning,) = [r.getMessage() for r in caplog.records if "ungated" in r.getMessage()]
-    assert said in warning and warning.endswith("ungated: its quality has not been measured")
-    assert f"{settings['weight_format']}" in caplog.text
+        runner(toy_folder)
+        assert "rounded" not in caplog.text
+        runner(toy_folder, **settings)
+    assert said in caplog.text
 
 
 def test_a_lm_head_of_16_bits_is_one_of_the_computation(toy_folder: Path) -> None:

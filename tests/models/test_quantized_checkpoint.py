@@ -61,7 +61,7 @@ def test_logits_are_those_of_what_the_numbers_mean(
     own = engine.runner.weight_format
     held_bits = 8 if method == "awq" else bits
     assert (own.name, own.group_size) == (f"int{held_bits}", group_size)
-    assert engine.runner.weight_quality == "ungated"
+    assert engine.quality.label == "ungated"
 
 
 def test_eight_bit_inputs_stay_eight_bit(tmp_path: Path) -> None:

@@ -366,6 +366,6 @@ def test_awq_is_nearer_on_text_it_has_not_read(tmp_path: Path) -> None:
     config = read_model_config(source)
     windows = read_windows(source, calibration(tmp_path, slice(20, 40)), 2048, 256, config)
     (mine,), (theirs,) = (layer_errors(source, tmp_path / part, windows) for part in ("out", "rtn"))
-    assert make_engine(tmp_path / "out").runner.weight_quality == "ungated"
+    assert make_engine(tmp_path / "out").quality.label == "ungated"
     # Measured: 0.94 to 0.99; a model this small has no inputs that stand out.
     assert (mine < theirs).all()
