@@ -141,3 +141,42 @@ def test_proxy_of_the_environment_is_not_asked(
     monkeypatch.setenv("no_proxy", "")
     with answering(200, "") as ready:
         assert probes.is_healthy(ready)
+
+
+def quality_metrics(gate: str, *numbers: float) -> str:
+    own = 'model="llm",version="1"'
+    formats = f'activations="bfloat16",gate="{gate}",kv="int8",weights="int4"'
+    names = ("perplexity_loss_ratio", "perplexity_loss_upper_ratio")
+    return "\n".join(
+        (
+            f"octavo_quality_gate{{{formats},{own}}} 1.000000",
+            f"octavo_quality_margin_ratio{{{own}}} 0.020000",
+            *(
+                f"octavo_quality_{name}{{{own}}} {value:f}"
+                for name, value in zip(names, numbers, strict=False)
+            ),
+            "",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ("octavo_engine_up 1\n", None),
+        (quality_metrics("unquantized"), None),
+        (
+            quality_metrics("pass", 0.009, 0.012),
+            "weights int4, KV int8 · perplexity +0.90 % (≤ +1.20 %) of margin 2 %",
+        ),
+        (
+            quality_metrics("warn", 0.03, 0.04),
+            "weights int4, KV int8 · perplexity +3.00 % (≤ +4.00 %) of margin 2 % · NOT PASSED",
+        ),
+        (quality_metrics("warn"), "weights int4, KV int8 · UNGATED: no evidence that holds"),
+        (quality_metrics("off"), "weights int4, KV int8 · UNGATED: the gate is off"),
+    ],
+)
+def test_quality_is_said_in_a_line(metrics: str, said: str | None) -> None:
+    with answering(200, metrics) as url:
+        assert probes.quality(url) == said
