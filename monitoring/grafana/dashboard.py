@@ -342,6 +342,32 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             unit="suffix: tokens/s",
         ),
     ),
+    "Quality": (
+        Panel(
+            id=29,
+            title="Quality gate",
+            about="Servers by what they serve and how it came past the gate: with evidence that "
+            "holds (pass), without (warn), not looked at (off), not quantized.",
+            queries=(
+                Query(
+                    f"sum by (gate, weights, kv) ({gauge('octavo_quality_gate')})",
+                    "{{gate}}: weights {{weights}}, KV {{kv}}",
+                ),
+            ),
+        ),
+        Panel(
+            id=30,
+            title="Perplexity lost",
+            about="To the baseline, as octavo gate measured it, its upper bound (95 %), and the "
+            "margin. Empty where nothing is quantized, or without evidence.",
+            queries=(
+                Query(gauge("octavo_quality_perplexity_loss_ratio"), "lost, {{instance}}"),
+                Query(gauge("octavo_quality_perplexity_loss_upper_ratio"), "at most, {{instance}}"),
+                Query(gauge("octavo_quality_margin_ratio"), "margin, {{instance}}"),
+            ),
+            unit="percentunit",
+        ),
+    ),
 }
 
 

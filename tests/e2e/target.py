@@ -162,6 +162,7 @@ def serving(
     folder: Path,
     contract: Contract,
     *,
+    model: Path = MODEL,
     repository: Path = REPOSITORY,
     drain_timeout_s: float = 5.0,
     **engine: object,
@@ -169,7 +170,7 @@ def serving(
     """A server of its own in fp32; its log is in `folder`. `engine` overrides settings."""
     settings = ServerSettings(
         repository=repository,
-        model=MODEL,
+        model=model,
         contract=contract,
         ports=Ports.free(),
         log_file=folder / "server.log",

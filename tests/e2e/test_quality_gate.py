@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from octavo.cli import serve
+from octavo.cli.embedded_server import EmbeddedServer
 from octavo.cli.ports import Ports
 from octavo.cli.server_settings import ServerSettings
 from tests.e2e.target import REPOSITORY, Target, wait_until
@@ -66,8 +67,11 @@ def test_a_form_with_evidence_is_served_and_shows_it(tmp_path: Path) -> None:
             f"(≤ {100 * loss.upper:+.2f} %) of margin 1 %"
         )
         assert f"  quality  {said}\n" in output.read_text()
+        settings = ServerSettings(
+            repository=REPOSITORY, ports=ports, log_file=tmp_path / "server.log"
+        )
         with httpx.Client(trust_env=False) as http:
-            metrics = metrics_of(http, ports)
+            metrics = Target(EmbeddedServer(settings), http).metrics().value
         assert metrics("octavo_quality_gate", gate="pass", kv="int8", weights="bfloat16") == 1
         for name, value in (
             ("margin_ratio", 0.01),
@@ -85,10 +89,3 @@ def test_a_form_with_evidence_is_served_and_shows_it(tmp_path: Path) -> None:
         launcher.send_signal(signal.SIGINT)
         code = launcher.wait(60)
     assert code == serve.EXIT_STOPPED
-
-
-def metrics_of(http: httpx.Client, ports: Ports):  # type: ignore[no-untyped-def]
-    from octavo.cli.embedded_server import EmbeddedServer
-
-    settings = ServerSettings(repository=REPOSITORY, ports=ports)
-    return Target(EmbeddedServer(settings), http).metrics().value
