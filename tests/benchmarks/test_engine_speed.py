@@ -49,7 +49,7 @@ def test_a_line_for_each_workload_in_its_order(lines: list[Line]) -> None:
     assert first.keys() >= PEER_FIELDS | OWN_FIELDS and "error" not in first
     assert (first["peer"], first["label"], first["threads"]) == ("octavo", "toys", 1)
     assert (first["weight_format"], first["kv_cache_dtype"]) == ("float32", "int8")
-    assert first["quality"] is None  # nothing is quantized that needs evidence
+    assert first["quality"] == "ungated"
     assert first["runs"] == len(first["decode_tps_runs"]) == 2
     assert first["decode_tps"] == approx(sum(first["decode_tps_runs"]) / 2, rel=1e-4)
     assert 0 < first["ttft_s"] <= first["ttft_max_s"] < first["total_s"]
