@@ -31,7 +31,8 @@ def test_a_folder_is_written_and_served(tmp_path: Path) -> None:
     done = octavo(folder, f"--out={tmp_path / 'out'}", "--group-size=32")
     assert done.returncode == 0 and not done.stdout, done.stderr
     assert "rtn, 4 bits" in done.stderr and "3/3 shards" in done.stderr
-    assert "is complete. Its quality has not been measured." in done.stderr
+    assert "is complete. Its quality has not been measured; serve it after" in done.stderr
+    assert f"  octavo gate {folder} {tmp_path / 'out'} --text FILE\n" in done.stderr
     engine = make_engine(tmp_path / "out")
     assert str(engine.runner.weight_format) == "int4 in groups of 32"
     assert len(engine.generate(random_prompts([5]), greedy(3))[0].token_ids) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def run(options: QuantizeOptions) -> int:
     except (OctavoError, OSError) as error:
         _err.print(f"octavo: {error}", style="bold red")
         return EXIT_FAILED
-    _err.print(f"octavo: {out} is complete. Its quality has not been measured.")
+    command = shlex.join(["octavo", "gate", options.model, str(out), "--text", "FILE"])
+    _err.print(f"octavo: {out} is complete. Its quality has not been measured; serve it after")
+    _err.print(f"  {command}")
     return 0
 
 
