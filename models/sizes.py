@@ -39,7 +39,7 @@ SIZES = {
             rate=((3900, 1.0), (5632, 0.0)),
             adam_lr=2e-3,
         ),
-        machine="one NVIDIA H100",
+        machine="one NVIDIA H200",
         why="It is twice as wide as octavo-tiny ({megabytes:.1f} MB of bf16) and has seen the\n"
         "same text more often: a second model on which formats and their gate are measured.",
     ),
