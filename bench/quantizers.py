@@ -56,8 +56,8 @@ def document_nll(
 
 def document_tokens(windows: Sequence[Window]) -> NDArray[np.float64]:
     numbers = [window.document for window in windows]
-    tokens: NDArray[np.float64] = np.bincount(numbers, [window.num_scored for window in windows])
-    return tokens
+    scored = np.array([window.num_scored for window in windows], dtype=np.float64)
+    return np.bincount(numbers, scored).astype(np.float64)
 
 
 def main() -> None:
