@@ -44,8 +44,8 @@ class QuantizedWeight:
 
     def split(self, outs: Sequence[int]) -> Iterator["QuantizedWeight"]:
         """The matrices of so many rows each that `stack` would make this of."""
-        pairs = zip(self.stored.split(list(outs)), self.scales.split(list(outs)), strict=True)
-        for stored, scales in pairs:
+        parts = (torch.split(own, list(outs)) for own in (self.stored, self.scales))
+        for stored, scales in zip(*parts, strict=True):
             yield replace(self, stored=stored, scales=scales)
 
 
