@@ -177,11 +177,13 @@ def test_prices_of_the_operator(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_this_machine_is_measured() -> None:
-    found = json.loads(octavo("octavo-tiny", "--measured", "--prompt=64", "--json=-"))
+    found = json.loads(
+        octavo("octavo-tiny", "--measured", "--ttft=1000", "--tpot=1000", "--json=-")
+    )
     own = found["machines"][0]["machine"]["accelerator"]
     assert own["name"] == "this machine" and own["read_bytes_per_s"] > 1e8
     assert own["flops_per_s"]["bfloat16"] > 1e9
-    assert found["machines"][0]["best"]["tpot_s"] < 0.1
+    assert found["machines"][0]["best"]["batch"] == 32
 
 
 def test_what_is_known_is_listed() -> None:
