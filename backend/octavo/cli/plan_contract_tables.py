@@ -102,8 +102,8 @@ def floor_sentence(compared: Compared) -> str:
     spread = f" ± {usd(own.deviation_usd)}" if terms.uses_spot else ""
     return (
         f"Hybrid: the newsvendor rule takes {rule}; a machine above it is "
-        f"{usd(terms.burst_usd_per_hour)} an hour. Simulated{luck}: {usd(own.usd_per_month)}{spread} "
-        f"a month, {agrees}."
+        f"{usd(terms.burst_usd_per_hour)} an hour. Simulated{luck}: {usd(own.usd_per_month)}"
+        f"{spread} a month, {agrees}."
     )
 
 
