@@ -19,10 +19,9 @@ from factories import (
     submit,
 )
 from octavo.generation import GenerationRequest
+from octavo.accounts import MAX_TENANTS, OTHER_TENANTS
 from octavo.stats import (
     LATENCY_BUCKETS_S,
-    MAX_TENANTS,
-    OTHER_TENANTS,
     EngineGauges,
     Histogram,
     RequestStats,

@@ -1,0 +1,106 @@
+"""The engine's time, measured part by part and booked to who caused it."""
+
+import math
+import time
+
+from octavo.accounts import Account, Seconds, TenantLabels
+from octavo.planner.attribution import Attribution, ModelWork, StepWeights, held_s
+from octavo.scheduling.sequence import Sequence, StepPlan
+
+
+class StepClock:
+    """Splits the loop's time without a gap: each reading of the clock ends one part and begins
+    the next. Steps are busy, waiting for work is idle, the rest of the loop is overhead.
+
+    Idle begins, ends and is looked at under the engine's lock; all else is the engine's thread's.
+    """
+
+    def __init__(self) -> None:
+        self.idle_s = 0.0
+        self.overhead_s = 0.0
+        self._mark_s = time.perf_counter()
+        self._is_idle = False
+
+    def start(self) -> None:
+        """What was before belongs to nobody."""
+        self._mark_s = time.perf_counter()
+
+    def begin_step(self, began_s: float) -> None:
+        """`began_s` before the last mark is when another step was still being computed."""
+        if began_s > self._mark_s:
+            self.overhead_s += began_s - self._mark_s
+            self._mark_s = began_s
+
+    def end_step(self) -> float:
+        """What the step took."""
+        return self._lap()
+
+    def begin_idle(self) -> None:
+        self.overhead_s += self._lap()
+        self._is_idle = True
+
+    def pass_idle(self) -> None:
+        """Counts the idle time so far, if it is idle now."""
+        if self._is_idle:
+            self.idle_s += self._lap()
+
+    def end_idle(self) -> None:
+        self.pass_idle()
+        self._is_idle = False
+
+    def stop(self) -> None:
+        self.overhead_s += self._lap()
+
+    def _lap(self) -> float:
+        before_s, self._mark_s = self._mark_s, time.perf_counter()
+        return self._mark_s - before_s
+
+
+class Ledger:
+    """Shares each step's time out to its rows. The engine's thread writes."""
+
+    def __init__(
+        self, work: ModelWork, *, block_bytes: int, memory_bytes: int, labels: TenantLabels
+    ) -> None:
+        """memory_bytes: weights and KV memory."""
+        self.tenants: dict[str, Seconds] = {}
+        self._attribution = Attribution(work)
+        self._block_bytes = block_bytes
+        self._memory_bytes = memory_bytes
+        self._labels = labels
+
+    def open(self, account: Account, tenant: str) -> None:
+        """A request has come in."""
+        account.tenant = self.tenants.setdefault(self._labels.of(tenant), Seconds())
+
+    def admit(self, sequence: Sequence, queue_s: float, saved_s: float) -> None:
+        """A request runs for the first time. saved_s: to compute its cached tokens; infinite as
+        long as nothing was measured."""
+        account = sequence.account
+        account.queue_s = queue_s
+        account.cached_tokens = sequence.num_cached_tokens
+        if not account.cached_tokens or math.isinf(saved_s):
+            return
+        kept_s = held_s(sequence.held_block_s, self._block_bytes, self._memory_bytes)
+        for each in (account, account.tenant):
+            each.saved_s += saved_s
+            each.held_s += kept_s
+
+    def weigh(self, plan: StepPlan) -> StepWeights:
+        """Before the scheduler books the step: then its sequences have moved on."""
+        return self._attribution.weigh(
+            [sequence.num_computed_tokens for sequence in plan.decodes],
+            [(chunk.sequence.num_computed_tokens, chunk.num_tokens) for chunk in plan.prefills],
+        )
+
+    def book(self, plan: StepPlan, weights: StepWeights, elapsed_s: float) -> None:
+        scale, rows = weights.scale(elapsed_s), iter(weights.rows)
+        for sequence in plan.decodes:
+            account, share_s = sequence.account, next(rows) * scale
+            account.decode_s += share_s
+            account.tenant.decode_s += share_s
+        for chunk in plan.prefills:
+            account, share_s = chunk.sequence.account, next(rows) * scale
+            account.prefill_s += share_s
+            account.tenant.prefill_s += share_s
+        self._attribution.learn(weights, elapsed_s)
