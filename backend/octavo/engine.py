@@ -214,6 +214,11 @@ class Engine:
             fragmentation_ratio=min(empty / (used * scheduler.block_size), 1.0) if used else 0.0,
         )
 
+    @property
+    def held_in_vain_s(self) -> float:
+        """What it took to keep cached blocks that were evicted before anybody found them."""
+        return self.ledger.held_s(self.scheduler.allocator.held_in_vain_block_s)
+
     def count_idle(self) -> None:
         """Brings the idle time up to date, which else is booked when it ends."""
         with self._changed:

@@ -81,10 +81,14 @@ class Ledger:
         account.cached_tokens = sequence.num_cached_tokens
         if not account.cached_tokens or math.isinf(saved_s):
             return
-        kept_s = held_s(sequence.held_block_s, self._block_bytes, self._memory_bytes)
+        kept_s = self.held_s(sequence.held_block_s)
         for each in (account, account.tenant):
             each.saved_s += saved_s
             each.held_s += kept_s
+
+    def held_s(self, block_s: float) -> float:
+        """block_s: seconds that blocks lay cached, all together."""
+        return held_s(block_s, self._block_bytes, self._memory_bytes)
 
     def weigh(self, plan: StepPlan) -> StepWeights:
         """Before the scheduler books the step: then its sequences have moved on."""
