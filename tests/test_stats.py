@@ -18,8 +18,8 @@ from factories import (
     step_checked,
     submit,
 )
-from octavo.generation import GenerationRequest
 from octavo.accounts import MAX_TENANTS, OTHER_TENANTS
+from octavo.generation import GenerationRequest
 from octavo.stats import (
     LATENCY_BUCKETS_S,
     EngineGauges,

@@ -113,7 +113,11 @@ PROMPTS: list[dict[str, Any]] = [
 def test_client_sends_declared_tensors(form: str, prompt: dict[str, Any]) -> None:
     sampling = SamplingParameters(logprobs=1, prompt_logprobs=1, priority=1, max_tokens=3)
     request = GenerationRequest(
-        model="llm", sampling=sampling, return_token_ids=True, return_cost=True, stream=True,
+        model="llm",
+        sampling=sampling,
+        return_token_ids=True,
+        return_cost=True,
+        stream=True,
         **prompt,
     )
     batched = form == "batched"
