@@ -1,12 +1,13 @@
 """Requests that have ended, one JSON object a line, without their text: for `octavo plan`."""
 
+import errno
 import json
 import logging
+import os
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
-from typing import TextIO
 
 from octavo.errors import ConfigError
 
@@ -31,17 +32,18 @@ class Ended:
 
 class RequestLog:
     """Written by a thread of its own: who adds a line never waits for a disk. A file that has
-    reached `max_bytes` becomes FILE.1, in place of the one before, so that at most twice that is
-    ever there."""
+    reached `max_bytes` becomes FILE.1, in place of the one before. It is opened for each write,
+    so it may be moved away at any time."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         """Raises ConfigError if the file cannot be written."""
         self.dropped = 0
         self._path = path
         self._max_bytes = max_bytes
+        self._is_failing = False
         self._lines: Queue[Ended | None] = Queue(_QUEUE_LINES)  # None ends the thread
         try:
-            self._file = self._open()
+            path.open("ab").close()
         except OSError as exc:
             raise ConfigError(f"request_log = {str(path)!r}: {exc.strerror or exc}") from None
         self._thread = threading.Thread(target=self._run, name="octavo-request-log", daemon=True)
@@ -58,19 +60,19 @@ class RequestLog:
         self._lines.put(None)
         self._thread.join()
 
-    def _open(self) -> TextIO:
-        return self._path.open("a", encoding="utf-8")
-
     def _run(self) -> None:
         is_open = True
         while is_open:
             lines, is_open = self._gathered()
             try:
-                self._write(lines)
+                if lines:
+                    self._write(lines)
+                    self._is_failing = False
             except OSError as exc:
                 self.dropped += len(lines)
-                log.error("request log %s: %s; %d lines are lost", self._path, exc, len(lines))
-        self._file.close()
+                if not self._is_failing:  # once, until it works again
+                    log.error("request log %s: %s; lines are lost", self._path, exc)
+                self._is_failing = True
 
     def _gathered(self) -> tuple[list[Ended], bool]:
         """What is there, once there is something; false if it is the last."""
@@ -85,10 +87,13 @@ class RequestLog:
         return lines, False
 
     def _write(self, lines: list[Ended]) -> None:
-        for line in lines:
-            self._file.write(json.dumps(asdict(line)) + "\n")
-        self._file.flush()
-        if self._file.tell() >= self._max_bytes:
-            self._file.close()
+        """All of them or none: half a line would spoil the next one."""
+        data = "".join(json.dumps(asdict(line)) + "\n" for line in lines).encode()
+        with self._path.open("ab", buffering=0) as file:
+            begin = file.seek(0, os.SEEK_END)
+            written = file.write(data)
+            if written < len(data):
+                file.truncate(begin)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if begin + written >= self._max_bytes:
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-            self._file = self._open()
