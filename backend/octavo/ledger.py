@@ -64,6 +64,10 @@ class Ledger:
     ) -> None:
         """memory_bytes: weights and KV memory."""
         self.tenants: dict[str, Seconds] = {}
+        # What steps had to move and compute, and how their time divides by the learned rates.
+        self.weight_bytes = self.kv_bytes = self.flops = 0.0
+        self.memory_s = self.compute_s = 0.0
+        self._step_weight_bytes = work.weight_bytes
         self._attribution = Attribution(work)
         self._block_bytes = block_bytes
         self._memory_bytes = memory_bytes
@@ -108,3 +112,8 @@ class Ledger:
             account.prefill_s += share_s
             account.tenant.prefill_s += share_s
         self._attribution.learn(weights, elapsed_s)
+        self.weight_bytes += self._step_weight_bytes
+        self.kv_bytes += weights.bytes - self._step_weight_bytes
+        self.flops += weights.flops
+        self.memory_s += weights.memory_share * elapsed_s
+        self.compute_s += (1 - weights.memory_share) * elapsed_s

@@ -117,7 +117,14 @@ def test_a_step_that_was_held_up_hardly_moves_the_rates() -> None:
 
 
 def test_scale_is_the_time_over_the_weights() -> None:
-    assert StepWeights([1.0, 3.0], 0, 0).scale(2.0) == 0.5
+    assert StepWeights([1.0, 3.0], 0, 0, 0.5).scale(2.0) == 0.5
+
+
+def test_memorys_share_is_that_of_bytes() -> None:
+    attribution = Attribution(WORK)
+    attribution.s_per_byte, attribution.s_per_flop = 2.0, 0.5
+    step = attribution.weigh([9], [])
+    assert step.memory_share == pytest.approx(2 * 1100 / (2 * 1100 + 0.5 * 520))
 
 
 def test_dollars_and_memory() -> None:

@@ -68,6 +68,7 @@ class StepWeights:
     rows: list[float]
     bytes: float
     flops: float
+    memory_share: float  # of the sum of weights, what bytes make up; the rest is FLOPs
 
     def scale(self, elapsed_s: float) -> float:
         """Seconds for each unit of weight."""
@@ -106,7 +107,9 @@ class Attribution:
             rows.append(shared + self.s_per_byte * own_bytes + self.s_per_flop * own_flops)
             num_bytes += own_bytes
             flops += own_flops
-        return StepWeights(rows, num_bytes, flops)
+        bytes_s = self.s_per_byte * num_bytes
+        memory_share = bytes_s / (bytes_s + self.s_per_flop * flops)
+        return StepWeights(rows, num_bytes, flops, memory_share)
 
     def learn(self, step: StepWeights, elapsed_s: float) -> None:
         """Moves both rates towards what explains the step, each as far as it had part in it

@@ -19,6 +19,15 @@ def collect_cost(engine: Engine, requests: RequestStats, billing: Billing) -> It
     yield "octavo_idle_seconds_total", "counter", {}, idle_s
     yield "octavo_overhead_seconds_total", "counter", {}, overhead_s
     yield "octavo_request_log_dropped_total", "counter", {}, billing.dropped_lines
+    ledger = engine.ledger
+    for name, label, parts in (
+        ("bytes", "kind", {"weights": ledger.weight_bytes, "kv": ledger.kv_bytes}),
+        ("seconds", "resource", {"memory": ledger.memory_s, "compute": ledger.compute_s}),
+    ):
+        for part, amount in parts.items():
+            yield f"octavo_step_{name}_total", "counter", {label: part}, amount
+    yield "octavo_step_flops_total", "counter", {}, ledger.flops
+    yield "octavo_max_num_requests_running", "gauge", {}, engine.config.max_num_seqs
     tenants = sorted(list(engine.ledger.tenants.items()))
     costs = {(ENGINE, "idle"): idle_s, (ENGINE, "overhead"): overhead_s}
     for tenant, seconds in tenants:

@@ -109,6 +109,7 @@ METRICS: tuple[Metric, ...] = (
         "Faults of a tier, by kind; each costs time, never a request", ("tier", "kind"),
     ),
     Metric("octavo_num_requests_running", "gauge", "Sequences that hold KV blocks"),
+    Metric("octavo_max_num_requests_running", "gauge", "max_num_seqs: as many may run"),
     Metric(
         "octavo_num_requests_waiting", "gauge",
         "Admitted sequences that wait for KV blocks or a place",
@@ -154,6 +155,17 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "octavo_overhead_seconds_total", "counter",
         "Time of the decode loop between steps: requests taken in, tokens handed out",
+    ),
+    Metric(
+        "octavo_step_bytes_total", "counter",
+        "Bytes that steps had to move: weights once a step, keys and values read and written",
+        ("kind",),
+    ),
+    Metric("octavo_step_flops_total", "counter", "FLOPs that steps had to do"),
+    Metric(
+        "octavo_step_seconds_total", "counter",
+        "Time in steps by what it went for, memory or compute, at the rates learned from steps",
+        ("resource",),
     ),
     Metric(
         "octavo_attributed_seconds_total", "counter",
