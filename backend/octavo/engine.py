@@ -31,10 +31,11 @@ from octavo.generation import (
     Sink,
     TokenOutput,
 )
-from octavo.ledger import Ledger, StepClock
+from octavo.ledger import Ledger, StepClock, Weighed
 from octavo.models.shapes import decoder_shape
 from octavo.planner.attribution import ModelWork, StepWeights
 from octavo.quality.served import admit
+from octavo.planner.attribution import ModelWork
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler, StepOutput
@@ -74,7 +75,7 @@ class _InFlight:
     plan: StepPlan
     booked: StepInFlight
     pending: PendingStep
-    weights: StepWeights
+    weighed: Weighed
     began_s: float
 
 
@@ -303,11 +304,11 @@ class Engine:
             if self.scheduler.has_work:
                 self._wait_for_blocks()
             return True
+        weighed = self.ledger.weigh(plan)  # while caches are warm of planning
         sampled = self._compute(plan, self.runner.run)
         if sampled is not None:
-            weights = self.ledger.weigh(plan)
             outputs = self.scheduler.update(plan, sampled.token_ids)
-            self._book(plan, weights, outputs, sampled, self.clock.end_step())
+            self._book(plan, weighed, outputs, sampled, self.clock.end_step())
         return True
 
     def _step_ahead(self) -> bool:
@@ -328,8 +329,8 @@ class Engine:
         if pending is None:
             self._settle()
             return True
-        weights = self.ledger.weigh(plan)
-        launched = _InFlight(plan, self.scheduler.advance(plan), pending, weights, began_s)
+        weighed = self.ledger.weigh(plan)
+        launched = _InFlight(plan, self.scheduler.advance(plan), pending, weighed, began_s)
         self._settle()
         self._in_flight = launched
         return True
@@ -342,7 +343,7 @@ class Engine:
         sampled = flying.pending.result()
         outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
         self.clock.begin_step(flying.began_s)
-        self._book(flying.plan, flying.weights, outputs, sampled, self.clock.end_step())
+        self._book(flying.plan, flying.weighed, outputs, sampled, self.clock.end_step())
         return True
 
     def _plan(self) -> StepPlan:
@@ -368,12 +369,12 @@ class Engine:
     def _book(
         self,
         plan: StepPlan,
-        weights: StepWeights,
+        weighed: Weighed,
         outputs: Iterable[StepOutput | None],
         sampled: SampledTokens,
         elapsed_s: float,
     ) -> None:
-        self.ledger.book(plan, weights, elapsed_s)
+        self.ledger.book(plan, weighed, elapsed_s)
         self.scheduler.costs.observe(plan, elapsed_s)
         self._count(plan, sampled.faults.count(None), elapsed_s)
         self._hand_out(outputs, sampled)
@@ -499,6 +500,7 @@ class Engine:
                 sequence.account,
             )
         if reason is not None:
+            self.ledger.settle()
             del live.sequences[sequence.index]
             if not live.sequences:
                 del self._live[sequence.request_id]

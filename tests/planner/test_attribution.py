@@ -24,13 +24,14 @@ WORK = ModelWork(weight_bytes=1000, kv_token_bytes=10, token_flops=500, pair_flo
 def shares(
     work: ModelWork, contexts: list[int], chunks: list[tuple[int, int]], **rates: float
 ) -> list[float]:
-    """Of a step of one second."""
+    """Of a step of one second, decodes first."""
     attribution = Attribution(work)
     for name, rate in rates.items():
         setattr(attribution, name, rate)
-    weights = attribution.weigh(contexts, chunks)
-    scale = weights.scale(1.0)
-    return [row * scale for row in weights.rows]
+    contexts = [attribution.reach(context) for context in contexts]
+    weights = attribution.weigh(len(contexts), sum(contexts), chunks)
+    rows = [weights.base + weights.slope * context for context in contexts] + weights.chunks
+    return [row * weights.scale(1.0) for row in rows]
 
 
 def test_bytes_share_weights_and_pay_for_their_own_keys_and_values() -> None:
@@ -61,7 +62,7 @@ def test_a_window_bounds_what_a_row_reads() -> None:
 
 def test_totals_are_the_rooflines() -> None:
     work = ModelWork.of(SHAPE, weight_bytes=7000, kv_token_bytes=12)
-    step = Attribution(work).weigh([40] * 5, [])
+    step = Attribution(work).weigh(5, 5 * 40, [])
     expected = decode_step_work(
         SHAPE, weight_bytes=7000, kv_token_bytes=12, sequences=5, context_tokens=40
     )
@@ -83,13 +84,6 @@ def test_shares_sum_to_the_time_and_longer_contexts_never_pay_less() -> None:
         assert [share for _, share in decodes] == sorted(share for _, share in decodes)
 
 
-def test_the_sum_over_rows_is_the_sum_of_bytes_and_flops() -> None:
-    attribution = Attribution(WORK)
-    step = attribution.weigh([3, 500, 41], [(0, 200), (64, 7)])
-    whole = attribution.s_per_byte * step.bytes + attribution.s_per_flop * step.flops
-    assert sum(step.rows) == pytest.approx(whole)
-
-
 def test_rates_are_learned_from_steps() -> None:
     """A machine whose rates are known: 3 ns a byte, 0.02 ns a FLOP, with noise of 5 %."""
     true_s_per_byte, true_s_per_flop = 3e-9, 2e-11
@@ -97,7 +91,8 @@ def test_rates_are_learned_from_steps() -> None:
     attribution, generator = Attribution(work), random.Random(1)
     for number in range(300):
         chunks = [(0, 256)] if number % 4 == 0 else []
-        step = attribution.weigh([300] * (0 if number % 8 == 0 else 8), chunks)
+        num_decodes = 0 if number % 8 == 0 else 8
+        step = attribution.weigh(num_decodes, 300 * num_decodes, chunks)
         exact_s = true_s_per_byte * step.bytes + true_s_per_flop * step.flops
         attribution.learn(step, exact_s * generator.uniform(0.95, 1.05))
     assert attribution.s_per_byte == pytest.approx(true_s_per_byte, rel=0.1)
@@ -106,24 +101,23 @@ def test_rates_are_learned_from_steps() -> None:
 
 def test_a_step_that_was_held_up_hardly_moves_the_rates() -> None:
     attribution = Attribution(WORK)
-    step = attribution.weigh([10], [])
-    attribution.learn(step, 0.01)
+    attribution.learn(attribution.weigh(1, 10, []), 0.01)
     before = attribution.s_per_byte
-    attribution.learn(attribution.weigh([10], []), 100.0)
+    attribution.learn(attribution.weigh(1, 10, []), 100.0)
     assert before < attribution.s_per_byte < 1.25 * before
     for _ in range(500):
-        attribution.learn(attribution.weigh([10], []), 1e-9)
+        attribution.learn(attribution.weigh(1, 10, []), 1e-9)
     assert attribution.s_per_byte > 0 and attribution.s_per_flop > 0
 
 
 def test_scale_is_the_time_over_the_weights() -> None:
-    assert StepWeights([1.0, 3.0], 0, 0, 0.5).scale(2.0) == 0.5
+    assert StepWeights(1.0, 0, [3.0], 4.0, 0, 0, 0.5).scale(2.0) == 0.5
 
 
 def test_memorys_share_is_that_of_bytes() -> None:
     attribution = Attribution(WORK)
     attribution.s_per_byte, attribution.s_per_flop = 2.0, 0.5
-    step = attribution.weigh([9], [])
+    step = attribution.weigh(1, 9, [])
     assert step.memory_share == pytest.approx(2 * 1100 / (2 * 1100 + 0.5 * 520))
 
 

@@ -61,18 +61,22 @@ class ModelWork:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepWeights:
-    """Of one step: what each row weighs, decodes first, and what all of them do together."""
+    """Of one step. A decode's weight is linear in its context, base + slope × context, so that
+    steps of the same decodes can be summed up before each is given its share."""
 
-    rows: list[float]
+    base: float
+    slope: float
+    chunks: list[float]
+    total: float  # of all rows
     bytes: float
     flops: float
-    memory_share: float  # of the sum of weights, what bytes make up; the rest is FLOPs
+    memory_share: float  # of the total, what bytes make up; the rest is FLOPs
 
     def scale(self, elapsed_s: float) -> float:
         """Seconds for each unit of weight."""
-        return elapsed_s / sum(self.rows)
+        return elapsed_s / self.total
 
 
 class Attribution:
@@ -84,32 +88,36 @@ class Attribution:
         self.s_per_flop = 1.0
         self._has_learned = False
 
-    def weigh(self, contexts: list[int], chunks: Sequence[tuple[int, int]]) -> StepWeights:
-        """contexts: tokens before the one that each decode computes; chunks: of prompts, the
-        tokens before it and its own number."""
-        work = self._work
-        if work.window is not None:
-            contexts = [min(context, work.window) for context in contexts]
-            chunks = [(min(context, work.window), queries) for context, queries in chunks]
+    def weigh(
+        self, num_decodes: int, context_tokens: int, chunks: Sequence[tuple[int, int]]
+    ) -> StepWeights:
+        """context_tokens: those before the ones that the decodes compute, of all of them together;
+        chunks: of prompts, the tokens before it and its own number."""
+        work, s_per_byte, s_per_flop = self._work, self.s_per_byte, self.s_per_flop
         kv_bytes, pair_flops = work.kv_token_bytes, work.pair_flops
-        # A decode's weight is linear in its context: the loop over rows is one product.
-        slope = self.s_per_byte * kv_bytes + self.s_per_flop * pair_flops
-        shared = self.s_per_byte * work.weight_bytes / (len(contexts) + len(chunks))
-        base = shared + slope + self.s_per_flop * work.token_flops
-        rows = [base + slope * context for context in contexts]
-        attended = sum(contexts) + len(contexts)
+        slope = s_per_byte * kv_bytes + s_per_flop * pair_flops
+        shared = s_per_byte * work.weight_bytes / (num_decodes + len(chunks))
+        base = shared + slope + s_per_flop * work.token_flops
+        attended = context_tokens + num_decodes
         num_bytes = work.weight_bytes + kv_bytes * attended
-        flops = work.token_flops * len(contexts) + pair_flops * attended
+        flops = work.token_flops * num_decodes + pair_flops * attended
+        weights = []
         for context, queries in chunks:
+            context = self.reach(context)
             own_bytes = kv_bytes * (context + queries)
             pairs = queries * context + queries * (queries + 1) // 2
             own_flops = work.token_flops * queries + pair_flops * pairs
-            rows.append(shared + self.s_per_byte * own_bytes + self.s_per_flop * own_flops)
+            weights.append(shared + s_per_byte * own_bytes + s_per_flop * own_flops)
             num_bytes += own_bytes
             flops += own_flops
-        bytes_s = self.s_per_byte * num_bytes
-        memory_share = bytes_s / (bytes_s + self.s_per_flop * flops)
-        return StepWeights(rows, num_bytes, flops, memory_share)
+        bytes_s = s_per_byte * num_bytes
+        total = bytes_s + s_per_flop * flops
+        return StepWeights(base, slope, weights, total, num_bytes, flops, bytes_s / total)
+
+    def reach(self, context: int) -> int:
+        """What attention reads of a context."""
+        window = self._work.window
+        return context if window is None else min(context, window)
 
     def learn(self, step: StepWeights, elapsed_s: float) -> None:
         """Moves both rates towards what explains the step, each as far as it had part in it
