@@ -23,6 +23,7 @@ def load_of(interval: Interval) -> Load:
         max_running=interval.gauge("octavo_max_num_requests_running"),
         waiting=interval.gauge("octavo_num_requests_waiting")
         + interval.gauge("nv_inference_pending_request_count"),
+        longest_wait_s=interval.gauge("octavo_longest_wait_seconds"),
         kv_usage_ratio=interval.gauge("octavo_kv_cache_usage_ratio"),
         preemptions=interval.increase("octavo_preemptions_total"),
         busy_s=interval.increase("octavo_busy_seconds_total"),

@@ -13,6 +13,10 @@ LimitName = Literal[
 ]  # fmt: skip
 
 _KV_FULL_RATIO = 0.9
+# Who has waited so long beside a free place, with so much of the memory used, waits for blocks;
+# with less used, for the prompts before it.
+_KV_TIGHT_RATIO = 0.5
+_LONG_WAIT_S = 1.0
 # Shares of the time: below, the machine mostly waits; above, the host holds the steps up.
 _IDLE_RATIO = 0.5
 _OVERHEAD_RATIO = 0.25
@@ -46,6 +50,7 @@ class Load:
     running: float
     max_running: float
     waiting: float  # in the engine and in the server's queue
+    longest_wait_s: float  # in the engine
     kv_usage_ratio: float
     preemptions: float
     busy_s: float
@@ -74,7 +79,7 @@ def binding_limit(load: Load) -> Limit:
     the batch up, and advice follows the order batch, share, quantize."""
     if not load.is_up:
         return Limit("down", "the engine is down: no token is made until the server is restarted")
-    if load.preemptions > 0 or (load.kv_usage_ratio >= _KV_FULL_RATIO and load.waiting > 0):
+    if load.preemptions > 0 or _waits_for_blocks(load):
         return Limit(
             "kv_memory",
             f"KV memory ({_percent(load.kv_usage_ratio)} used, {load.preemptions:.0f} "
@@ -101,6 +106,13 @@ def binding_limit(load: Load) -> Limit:
             "cores of its own",
         )
     return _step_limit(load)
+
+
+def _waits_for_blocks(load: Load) -> bool:
+    if load.waiting == 0:
+        return False
+    has_place = load.running < load.max_running and load.longest_wait_s >= _LONG_WAIT_S
+    return load.kv_usage_ratio >= (_KV_TIGHT_RATIO if has_place else _KV_FULL_RATIO)
 
 
 def _step_limit(load: Load) -> Limit:
