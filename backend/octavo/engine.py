@@ -31,7 +31,7 @@ from octavo.generation import (
     Sink,
     TokenOutput,
 )
-from octavo.ledger import Ledger, StepClock, Weighed
+from octavo.ledger import Ledger, Rows, StepClock
 from octavo.models.shapes import decoder_shape
 from octavo.planner.attribution import ModelWork, StepWeights
 from octavo.quality.served import admit
@@ -75,7 +75,7 @@ class _InFlight:
     plan: StepPlan
     booked: StepInFlight
     pending: PendingStep
-    weighed: Weighed
+    rows: Rows
     began_s: float
 
 
@@ -304,11 +304,11 @@ class Engine:
             if self.scheduler.has_work:
                 self._wait_for_blocks()
             return True
-        weighed = self.ledger.weigh(plan)  # while caches are warm of planning
+        rows = self.ledger.rows(plan)  # while caches are warm of planning
         sampled = self._compute(plan, self.runner.run)
         if sampled is not None:
             outputs = self.scheduler.update(plan, sampled.token_ids)
-            self._book(plan, weighed, outputs, sampled, self.clock.end_step())
+            self._book(plan, rows, outputs, sampled, self.clock.end_step())
         return True
 
     def _step_ahead(self) -> bool:
@@ -329,8 +329,8 @@ class Engine:
         if pending is None:
             self._settle()
             return True
-        weighed = self.ledger.weigh(plan)
-        launched = _InFlight(plan, self.scheduler.advance(plan), pending, weighed, began_s)
+        rows = self.ledger.rows(plan)
+        launched = _InFlight(plan, self.scheduler.advance(plan), pending, rows, began_s)
         self._settle()
         self._in_flight = launched
         return True
@@ -343,7 +343,7 @@ class Engine:
         sampled = flying.pending.result()
         outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
         self.clock.begin_step(flying.began_s)
-        self._book(flying.plan, flying.weighed, outputs, sampled, self.clock.end_step())
+        self._book(flying.plan, flying.rows, outputs, sampled, self.clock.end_step())
         return True
 
     def _plan(self) -> StepPlan:
@@ -369,12 +369,12 @@ class Engine:
     def _book(
         self,
         plan: StepPlan,
-        weighed: Weighed,
+        rows: Rows,
         outputs: Iterable[StepOutput | None],
         sampled: SampledTokens,
         elapsed_s: float,
     ) -> None:
-        self.ledger.book(plan, weighed, elapsed_s)
+        self.ledger.book(rows, elapsed_s)
         self.scheduler.costs.observe(plan, elapsed_s)
         self._count(plan, sampled.faults.count(None), elapsed_s)
         self._hand_out(outputs, sampled)

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from octavo.accounts import Account, Seconds, TenantLabels
-from octavo.planner.attribution import Attribution, ModelWork, StepWeights, held_s
+from octavo.planner.attribution import Attribution, ModelWork, held_s
 from octavo.scheduling.sequence import Sequence, StepPlan
 
 _SETTLED_EVERY = 16  # steps, so that metrics are never far behind
@@ -60,43 +60,45 @@ class StepClock:
 
 
 class _Decodes:
-    """Steps that decode the same sequences, summed up until each gets its share: what that takes
-    for every row would else be taken from every token."""
+    """Steps that decode the same sequences: a share is linear in the context, so that it is given
+    to each sequence once for all of them."""
 
     def __init__(self, sequences: list[Sequence], contexts: list[int]) -> None:
         self.sequences = sequences
         self.contexts = contexts  # when the first of these steps began
         self.context_tokens = sum(contexts)
-        # A receipt of who ends by a stop string is written before the engine knows of the end.
-        self.settles_each_step = any(sequence.params.stop for sequence in sequences)
-        self.num_steps = 0
+        self.has_stops = any(sequence.params.stop for sequence in sequences)
         self._flat_s = 0.0  # of each, whatever its context
         self._context_s = 0.0  # of each for a token of its context
 
     def add(self, flat_s: float, context_s: float) -> None:
-        self.num_steps += 1
         self._flat_s += flat_s
         self._context_s += context_s
 
     def settle(self) -> None:
-        if self.num_steps == 0:
-            return
         flat_s, context_s = self._flat_s, self._context_s
         for sequence, context in zip(self.sequences, self.contexts, strict=True):
             account, share_s = sequence.account, flat_s + context_s * context
             account.decode_s += share_s
             account.tenant.decode_s += share_s
-        self.num_steps = 0
         self._flat_s = self._context_s = 0.0
 
 
 @dataclass(slots=True)
-class Weighed:
-    """A step before it is known how long it took."""
+class Rows:
+    """What is kept of a step until its time is shared out.
 
-    weights: StepWeights
+    num_grown: tokens that each context has grown by since `decodes` began
+    chunks: of prompts, the tokens before each and its own number
+    settles: a receipt of who ends by a stop string is written before the engine knows of the end
+    """
+
+    plan: StepPlan
     decodes: _Decodes
-    num_grown: int  # tokens that each context has grown by since `decodes` began
+    num_grown: int
+    chunks: list[tuple[int, int]]
+    settles: bool
+    elapsed_s: float = 0.0
 
 
 class Ledger:
@@ -113,6 +115,7 @@ class Ledger:
         self._work = work
         self._attribution = Attribution(work)
         self._decodes = _Decodes([], [])
+        self._booked: list[Rows] = []
         self._block_bytes = block_bytes
         self._memory_bytes = memory_bytes
         self._labels = labels
@@ -138,45 +141,55 @@ class Ledger:
         """block_s: seconds that blocks lay cached, all together."""
         return held_s(block_s, self._block_bytes, self._memory_bytes)
 
-    def weigh(self, plan: StepPlan) -> Weighed:
+    def rows(self, plan: StepPlan) -> Rows:
         """Before the scheduler books the step: then its sequences have moved on."""
-        decodes, known = plan.decodes, self._decodes
+        decodes, known, num_grown = plan.decodes, self._decodes, 0
         if decodes != known.sequences or self._work.window is not None:
-            known.settle()
             reach = self._attribution.reach
             contexts = [reach(sequence.num_computed_tokens) for sequence in decodes]
             known = self._decodes = _Decodes(decodes, contexts)
-            num_grown = 0
-        else:
-            num_grown = decodes[0].num_computed_tokens - known.contexts[0] if decodes else 0
-        chunks = [(chunk.sequence.num_computed_tokens, chunk.num_tokens) for chunk in plan.prefills]
-        context_tokens = known.context_tokens + num_grown * len(decodes)
-        weights = self._attribution.weigh(len(decodes), context_tokens, chunks)
-        return Weighed(weights, known, num_grown)
+        elif decodes:
+            num_grown = decodes[0].num_computed_tokens - known.contexts[0]
+        chunks, settles = [], known.has_stops
+        for chunk in plan.prefills:
+            chunks.append((chunk.sequence.num_computed_tokens, chunk.num_tokens))
+            settles = settles or bool(chunk.sequence.params.stop)
+        return Rows(plan, known, num_grown, chunks, settles)
 
-    def book(self, plan: StepPlan, weighed: Weighed, elapsed_s: float) -> None:
-        weights, decodes = weighed.weights, weighed.decodes
+    def book(self, rows: Rows, elapsed_s: float) -> None:
+        """A step has run. Some are kept and shared out together: after a step's arithmetic the
+        caches hold nothing of this, and it would take as long for one step as for several."""
+        rows.elapsed_s = elapsed_s
+        self._booked.append(rows)
+        if rows.settles or len(self._booked) >= _SETTLED_EVERY:
+            self.settle()
+
+    def settle(self) -> None:
+        """Brings all accounts up to date: before somebody's end is told."""
+        decodes: _Decodes | None = None
+        for rows in self._booked:
+            if decodes is not None and decodes is not rows.decodes:
+                decodes.settle()
+            decodes = rows.decodes
+            self._share_out(rows)
+        if decodes is not None:
+            decodes.settle()
+        self._booked.clear()
+
+    def _share_out(self, rows: Rows) -> None:
+        decodes, elapsed_s, num_decodes = rows.decodes, rows.elapsed_s, len(rows.plan.decodes)
+        context_tokens = decodes.context_tokens + rows.num_grown * num_decodes
+        weights = self._attribution.weigh(num_decodes, context_tokens, rows.chunks)
         scale = weights.scale(elapsed_s)
         context_s = scale * weights.slope
-        decodes.add(scale * weights.base + context_s * weighed.num_grown, context_s)
-        if (
-            decodes.settles_each_step
-            or decodes.num_steps >= _SETTLED_EVERY
-            or decodes is not self._decodes  # a step that was still being computed
-        ):
-            decodes.settle()
-        for chunk, weight in zip(plan.prefills, weights.chunks, strict=True):
+        decodes.add(scale * weights.base + context_s * rows.num_grown, context_s)
+        for chunk, weight in zip(rows.plan.prefills, weights.chunks, strict=True):
             account, share_s = chunk.sequence.account, weight * scale
             account.prefill_s += share_s
             account.tenant.prefill_s += share_s
         self._attribution.learn(weights, elapsed_s)
-        weight_bytes = self._work.weight_bytes
-        self.weight_bytes += weight_bytes
-        self.kv_bytes += weights.bytes - weight_bytes
+        self.weight_bytes += self._work.weight_bytes
+        self.kv_bytes += weights.bytes - self._work.weight_bytes
         self.flops += weights.flops
         self.memory_s += weights.memory_share * elapsed_s
         self.compute_s += (1 - weights.memory_share) * elapsed_s
-
-    def settle(self) -> None:
-        """Brings all accounts up to date: before somebody's end is told."""
-        self._decodes.settle()

@@ -64,7 +64,7 @@ class ModelWork:
 @dataclass(slots=True)
 class StepWeights:
     """Of one step. A decode's weight is linear in its context, base + slope × context, so that
-    steps of the same decodes can be summed up before each is given its share."""
+    several steps of the same decodes can be shared out at once."""
 
     base: float
     slope: float
