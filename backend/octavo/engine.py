@@ -32,10 +32,9 @@ from octavo.generation import (
     TokenOutput,
 )
 from octavo.ledger import Ledger, Rows, StepClock
-from octavo.models.shapes import decoder_shape
-from octavo.planner.attribution import ModelWork, StepWeights
-from octavo.quality.served import admit
+from octavo.models.sizes import decoder_shape
 from octavo.planner.attribution import ModelWork
+from octavo.quality.served import admit
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler, StepOutput
@@ -408,8 +407,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self.runner.bind_to_thread()
             self.clock.start()
+            self.runner.bind_to_thread()
             while self._wait_for_work():
                 self.step()
                 self.after_step()

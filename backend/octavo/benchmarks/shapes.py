@@ -1,3 +1,5 @@
-"""See octavo.models.shapes."""
+"""A checkpoint's sizes, as the planner's formulas take them."""
 
-from octavo.models.shapes import decoder_shape as decoder_shape
+from octavo.models.sizes import decoder_shape
+
+__all__ = ["decoder_shape"]
