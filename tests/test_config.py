@@ -1,5 +1,6 @@
 """engine.toml and the environment: types, bounds, overrides; faults name field and limit."""
 
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,21 @@ def test_unknown_settings_are_refused(name: str) -> None:
 @pytest.mark.parametrize("field", ["ttft_s", "tpot_s"])
 def test_slo_is_above_zero(field: str, value: object) -> None:
     assert_refused(f"slo.{field} = {value!r}", "should be", slo={field: value})
+
+
+@pytest.mark.parametrize("value", [0, -3.2, "x", True, float("inf")], ids=shown)
+def test_a_price_is_above_zero(value: object) -> None:
+    assert_refused(f"price_usd_per_hour = {value!r}", "should be", price_usd_per_hour=value)
+
+
+def test_a_price_can_say_when_it_held() -> None:
+    for as_of in ("2026-11-20", date(2026, 11, 20)):
+        config = make_config(model="m", price_usd_per_hour="3.2", price_as_of=as_of)
+        assert (config.price_usd_per_hour, config.price_as_of) == (3.2, date(2026, 11, 20))
+    assert_refused("price_as_of", "price_usd_per_hour is not", price_as_of="2026-11-20")
+    assert_refused("price_as_of = 'x'", "date", price_usd_per_hour=1, price_as_of="x")
+    future = date.today() + timedelta(days=30)
+    assert_refused(f"{future} lies in the future", price_usd_per_hour=1, price_as_of=future)
 
 
 def test_slo_refuses_what_it_does_not_know() -> None:

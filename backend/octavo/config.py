@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -218,6 +219,14 @@ class EngineConfig:
     sender_duty_cycle: Annotated[Number, Field(gt=0, le=1)] = 0.15
     drain_timeout_s: Annotated[Number, Field(ge=0, le=86_400)] = 30.0
     slo: SLO = SLO()
+    # What the machine costs while the engine runs, idle or not; without it nothing is priced. The
+    # day on which that price held is exported beside it, so that an old one can be seen.
+    price_usd_per_hour: Annotated[Number, Field(gt=0)] | None = None
+    price_as_of: date | None = None
+    # A JSON object for each request that has ended, without its text; without a file there is
+    # none. Of `request_log_bytes` it becomes FILE.1, in place of an older one.
+    request_log: Annotated[Path, BeforeValidator(_no_empty)] | None = None
+    request_log_bytes: ByteSize = 2**26
     kv_tiers: TierConfig = TierConfig()
 
     def __post_init__(self) -> None:
@@ -238,6 +247,18 @@ class EngineConfig:
             )
 
         self._check_weight_settings()
+        self._check_price()
+
+    def _check_price(self) -> None:
+        if self.price_as_of is None:
+            return
+        if self.price_usd_per_hour is None:
+            raise ValueError(
+                f"price_as_of = {self.price_as_of} is set and price_usd_per_hour is not: set both "
+                "or the price alone"
+            )
+        if self.price_as_of > date.today() + timedelta(days=1):  # a day for time zones
+            raise ValueError(f"price_as_of = {self.price_as_of} lies in the future")
 
     def _check_weight_settings(self) -> None:
         is_quantized = self.weight_format != "auto"
@@ -308,8 +329,8 @@ def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineCo
         raise ConfigError(f"{toml}: no such file") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{toml}: {exc}") from None
-    for name in ("model", "kernel_cache"):
-        if name in values:
+    for name in ("model", "kernel_cache", "request_log"):
+        if values.get(name):
             values[name] = toml.parent / str(values[name])
     tiers = values.get("kv_tiers")
     if isinstance(tiers, dict) and tiers.get("disk_path"):

@@ -62,6 +62,17 @@ _GATE_HELP = "\n\n".join(
     )
 )
 
+_TOP_HELP = "\n\n".join(
+    (
+        "Watch a running server: tokens per second, time to first token and per output token, who "
+        "runs and waits, KV memory and its pressure, how the time divides into busy, idle and "
+        "overhead, dollars per million good tokens, who caused the cost, and in one line what "
+        "limits it now.",
+        "All numbers are of the last interval. Dollars need price_usd_per_hour on the server.",
+        "Try: octavo top, or: octavo top --url http://gpu-3:8002 --once --interval 10",
+    )
+)
+
 Port = Annotated[
     int,
     typer.Option(
@@ -237,6 +248,26 @@ def health(
 
     arguments = ServeArguments(port=port, metrics_port=metrics_port, host=host)
     raise typer.Exit(command.run(arguments, timeout))
+
+
+@app.command(
+    help=_TOP_HELP,
+    epilog="Exit codes: 0 done or Ctrl-C, 1 no Octavo server there, 2 wrong usage.",
+)
+def top(
+    url: Annotated[
+        str, typer.Option(help="The server's metrics, http://host:port.")
+    ] = "http://localhost:8002",
+    interval: Annotated[
+        float, typer.Option(help="Seconds between frames; a server counts once a second.", min=1)
+    ] = 2,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one frame after an interval and end.")
+    ] = False,
+) -> None:
+    from octavo.cli import top as command
+
+    raise typer.Exit(command.run(url, interval, once=once))
 
 
 @app.command(
