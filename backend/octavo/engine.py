@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TypeVar
 
+from octavo import spans
 from octavo.config import EngineConfig
 from octavo.errors import EngineDeadError, StepMemoryError
 from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner, PendingStep
-from octavo.execution.nvtx import span
 from octavo.execution.sampler import PromptLogprobs, SampledTokens
+from octavo.execution.step_trace import LiveTrace
 from octavo.generation import (
     GenerationRequest,
     GenerationResult,
@@ -41,6 +42,7 @@ from octavo.scheduling.sequence import (
     StepInFlight,
     StepPlan,
 )
+from octavo.spans import span
 from octavo.stats import EngineGauges, EngineStats, Phase
 from octavo.tiers import open_tiers
 
@@ -129,6 +131,12 @@ class Engine:
         self._settled_s = 0.0
         self._thread: threading.Thread | None = None
         self._has_failed = False
+        self._trace: LiveTrace | None = None
+        if config.profile_steps is not None:
+            self._trace = LiveTrace(
+                *config.profile_steps, config.profile_folder, self.runner.library,
+                on_device=self.runner.device.type == "cuda",
+            )  # fmt: skip
 
     # Any thread.
 
@@ -271,7 +279,15 @@ class Engine:
     def step(self) -> bool:
         """Computes one step, if there is work. Returns whether there was."""
         self._take_inbox()
-        return self._step_ahead() if self.runner.runs_ahead else self._step()
+        advance = self._step_ahead if self.runner.runs_ahead else self._step
+        return advance() if self._trace is None else self._traced(advance)
+
+    def _traced(self, advance: Callable[[], bool]) -> bool:
+        assert self._trace is not None
+        worked = self._trace.step(self.stats.steps + 1, advance)
+        if self._trace.is_over:
+            self._trace = None
+        return worked
 
     def _step(self) -> bool:
         """Plans a step and waits for it: the plain loop, which `_step_ahead` must equal."""
@@ -285,7 +301,8 @@ class Engine:
             return True
         sampled = self._compute(plan, self.runner.run)
         if sampled is not None:
-            outputs = self.scheduler.update(plan, sampled.token_ids)
+            with span("update"):
+                outputs = self.scheduler.update(plan, sampled.token_ids)
             self._book(plan, outputs, sampled, time.perf_counter() - began_s)
         return True
 
@@ -304,7 +321,8 @@ class Engine:
                 self._wait_for_blocks()
             return True
         pending = self._compute(plan, self.runner.launch)
-        booked = None if pending is None else self.scheduler.advance(plan)
+        with span("update"):
+            booked = None if pending is None else self.scheduler.advance(plan)
         self._settle()
         if pending is not None and booked is not None:
             self._in_flight = _InFlight(plan, booked, pending, began_s)
@@ -315,8 +333,10 @@ class Engine:
         flying, self._in_flight = self._in_flight, None
         if flying is None:
             return False
-        sampled = flying.pending.result()
-        outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
+        with span("wait"):
+            sampled = flying.pending.result()
+        with span("update"):
+            outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
         now_s = time.perf_counter()
         began_s = max(flying.began_s, self._settled_s)  # when the runner came to it
         self._settled_s = now_s
@@ -327,6 +347,8 @@ class Engine:
         """The next step, with the blocks moved that it needs elsewhere."""
         with span("schedule"):
             plan = self.scheduler.schedule()
+        if spans.is_recording():
+            spans.label(_description(plan))
         self._count_admitted(plan)
         self._transfer.run(plan)
         return plan
@@ -352,7 +374,8 @@ class Engine:
     ) -> None:
         self.scheduler.costs.observe(plan, elapsed_s)
         self._count(plan, sampled.faults.count(None), elapsed_s)
-        self._hand_out(outputs, sampled)
+        with span("hand out"):
+            self._hand_out(outputs, sampled)
 
     def _hand_out(self, outputs: Iterable[StepOutput | None], sampled: SampledTokens) -> None:
         for prompt in sampled.prompts:
@@ -389,6 +412,8 @@ class Engine:
             log.exception("the decode loop has ended")
             self._has_failed = True  # what blocks hold is no more certain
             self._fail(f"the engine has failed: {type(exc).__name__}: {exc}")
+        if self._trace is not None:
+            self._trace.finish(self.stats.steps)
 
     def _wait_for_work(self) -> bool:
         """False when the engine is to stop and nothing is left to do."""
@@ -516,6 +541,16 @@ def _common_window(windows: tuple[int | None, ...]) -> int | None:
     """The longest of a model whose layers all have one: what lies behind it no layer reads."""
     bounded = [window for window in windows if window is not None]
     return max(bounded) if len(bounded) == len(windows) else None
+
+
+def _description(plan: StepPlan) -> str:
+    """As profiles name a step: decode[sequences] prefill[sequences, tokens]."""
+    parts = []
+    if plan.decodes:
+        parts.append(f"decode[{len(plan.decodes)}]")
+    if plan.prefills:
+        parts.append(f"prefill[{len(plan.prefills)}, {plan.num_prefill_tokens}]")
+    return " ".join(parts) or "nothing to compute"
 
 
 def _seed_of_fork(seed: int | None, index: int) -> int | None:
