@@ -38,6 +38,7 @@ DEFAULT_MARGIN, LARGEST_MARGIN = 0.01, 0.02
 
 _DEFAULT_GROUP_SIZE = 128
 _MOST_RECORDED_STEPS = 1000
+_STEP_RANGE = re.compile(r"(\d{1,12})\s*-\s*(\d{1,12})")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
                "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
@@ -98,20 +99,14 @@ def _step_range(value: object) -> object:
     """Of "A-B" both numbers."""
     if isinstance(value, StepRange):
         return value
-    match = (
-        re.fullmatch(r"\s*(\d{1,12})\s*-\s*(\d{1,12})\s*", value)
-        if isinstance(value, str)
-        else None
-    )
+    match = _STEP_RANGE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ValueError('should be two numbers of steps, such as "100-150"')
     first, last = int(match[1]), int(match[2])
     if not 1 <= first <= last:
         raise ValueError("should begin at step 1 or later, and not end before it begins")
     if last - first >= _MOST_RECORDED_STEPS:
-        raise ValueError(
-            f"should be at most {_MOST_RECORDED_STEPS} steps, which are kept in memory"
-        )
+        raise ValueError(f"should be at most {_MOST_RECORDED_STEPS} steps: memory holds them")
     return StepRange(first, last)
 
 

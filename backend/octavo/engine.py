@@ -31,6 +31,7 @@ from octavo.generation import (
     Sink,
     TokenOutput,
 )
+from octavo.planner.operations import Rows
 from octavo.quality.served import admit
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
@@ -348,7 +349,7 @@ class Engine:
         with span("schedule"):
             plan = self.scheduler.schedule()
         if spans.is_recording():
-            spans.label(_description(plan))
+            spans.begin_step(_description(plan))
         self._count_admitted(plan)
         self._transfer.run(plan)
         return plan
@@ -543,14 +544,17 @@ def _common_window(windows: tuple[int | None, ...]) -> int | None:
     return max(bounded) if len(bounded) == len(windows) else None
 
 
-def _description(plan: StepPlan) -> str:
-    """As profiles name a step: decode[sequences] prefill[sequences, tokens]."""
+def _description(plan: StepPlan) -> spans.Step:
+    """Before its tokens count as computed."""
     parts = []
     if plan.decodes:
         parts.append(f"decode[{len(plan.decodes)}]")
     if plan.prefills:
         parts.append(f"prefill[{len(plan.prefills)}, {plan.num_prefill_tokens}]")
-    return " ".join(parts) or "nothing to compute"
+    rows = [Rows(1, sequence.num_computed_tokens) for sequence in plan.decodes]
+    for chunk in plan.prefills:
+        rows.append(Rows(chunk.num_tokens, chunk.sequence.num_computed_tokens, chunk.num_logits))
+    return spans.Step(" ".join(parts) or spans.NO_STEP.name, rows)
 
 
 def _seed_of_fork(seed: int | None, index: int) -> int | None:

@@ -4,12 +4,14 @@ while one records. Otherwise nothing, at the price of a call.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import torch
+
+from octavo.planner.operations import Rows
 
 _HAS_CUDA = torch.version.cuda is not None
 _NOTHING: AbstractContextManager[None] = nullcontext()
@@ -25,6 +27,17 @@ class Range:
     thread: int
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one computes; `name` is of the form decode[sequences] prefill[sequences, tokens]."""
+
+    name: str
+    rows: Sequence[Rows]
+
+
+NO_STEP = Step("nothing to compute", ())
+
+
 @dataclass(slots=True)
 class Recorder:
     """Keeps ranges of all threads. on_device: operations are marked for torch's profiler, which
@@ -32,7 +45,7 @@ class Recorder:
 
     on_device: bool = False
     ranges: list[Range] = field(default_factory=list)
-    label: str = ""  # of the step that runs: what it computes
+    step: Step = NO_STEP  # the latest that was planned
 
     def add(self, name: str, begin_ns: int, end_ns: int) -> None:
         self.ranges.append(Range(name, begin_ns, end_ns, threading.get_native_id()))
@@ -86,10 +99,9 @@ def operation(name: str) -> AbstractContextManager[None]:
     return _Recorded(_recorder, name, marked)
 
 
-def label(text: str) -> None:
-    """What the step that begins computes."""
+def begin_step(step: Step) -> None:
     if _recorder is not None:
-        _recorder.label = text
+        _recorder.step = step
 
 
 def is_recording() -> bool:

@@ -50,16 +50,20 @@ class StepTrace:
     def start(self) -> None:
         self._unix_offset_ns = time.time_ns() - time.perf_counter_ns()
         self._profile.start()
+        self.start_ranges()
+
+    def start_ranges(self) -> None:
+        """Again, after `stop_ranges`."""
         if self._library is not None:
             self._library.is_timed = True
         spans.start(self._recorder)
 
     def step(self, number: int, advance: Callable[[], bool]) -> bool:
         """Runs a step, as a range that says what it computes."""
-        self._recorder.label = "nothing to compute"
+        self._recorder.step = spans.NO_STEP
         began_ns = time.perf_counter_ns()
         worked = advance()
-        name = f"step {number}: {self._recorder.label}"
+        name = f"step {number}: {self._recorder.step.name}"
         self._recorder.add(name, began_ns, time.perf_counter_ns())
         if self._library is not None and self._library.phases is not None:
             for phase in self._library.phases.ranges:
@@ -67,10 +71,14 @@ class StepTrace:
             self._library.phases = None
         return worked
 
-    def stop(self) -> None:
+    def stop_ranges(self) -> None:
+        """What comes is not the trace's, and is seen by torch's profiler alone."""
         spans.stop()
         if self._library is not None:
             self._library.is_timed = False
+
+    def stop(self) -> None:
+        self.stop_ranges()
         self._profile.stop()
 
     def write(self, file: Path) -> None:
@@ -144,7 +152,7 @@ class LiveTrace:
         warm_up(on_device)
 
     def step(self, number: int, advance: Callable[[], bool]) -> bool:
-        """Runs step `number`. What goes wrong with the trace is logged and ends it, not the step."""
+        """Runs step `number`. A fault of the trace is logged and ends the trace, not the step."""
         if self._trace is None and number >= self._first:
             self._guarded(self._start)
         worked = advance() if self._trace is None else self._trace.step(number, advance)

@@ -1,0 +1,233 @@
+"""Measures `profile` in a process of its own.
+
+`python -m octavo.benchmarks.profile_worker` is given Options, and tells `progress` and at last a
+`result`; see `worker`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from octavo.benchmarks.machine import machine, versions
+from octavo.benchmarks.peaks import Kind, matrix_flops_per_s, read_bytes_per_s
+from octavo.benchmarks.profile import WARM_UP_STEPS, Options, Result
+from octavo.benchmarks.profile_result import phase_result
+from octavo.benchmarks.profile_steps import Recorded, StepWatch, mean_times
+from octavo.benchmarks.shapes import network_of
+from octavo.config import make_config
+from octavo.engine import Engine
+from octavo.errors import ConfigError
+from octavo.execution.step_trace import StepTrace, warm_up
+from octavo.generation import GenerationRequest
+from octavo.kernels.cpu import Library
+from octavo.sampling_params import parse
+from octavo.worker import serve
+
+_TRACED_STEPS = 8
+Event = dict[str, object]
+Peaks = dict[str, Any]  # read_bytes_per_s, and flops_per_s by kind
+
+
+def build_engine(options: Options) -> Engine:
+    """That runs the whole batch at once. Raises ConfigError."""
+    settings: dict[str, Any] = {"max_num_seqs": options.batch, **options.settings}
+    budget = int(settings.setdefault("max_num_batched_tokens", max(256, options.batch)))
+    if budget < options.batch:
+        raise ConfigError(
+            f"--batch = {options.batch}: max_num_batched_tokens = {budget}; at most {budget}"
+        )
+    engine = Engine(make_config(model=options.model, **settings))
+    engine.runner.bind_to_thread()
+    options.check_fits(engine.max_model_len)
+    allocator = engine.scheduler.allocator
+    needed = options.batch * -(-options.longest // engine.scheduler.block_size)
+    if needed > allocator.num_blocks:
+        raise ConfigError(
+            f"--batch = {options.batch}: sequences of {options.longest} tokens take {needed} "
+            f"blocks together, and KV memory has {allocator.num_blocks}; lower --batch, --context "
+            "or --prompt, or raise kv_cache_bytes (--set kv_cache_bytes=…)"
+        )
+    return engine
+
+
+class Profile:
+    """Of one engine on the CPU."""
+
+    def __init__(self, engine: Engine, options: Options) -> None:
+        self.engine, self.options = engine, options
+        self._network = network_of(engine.runner)
+        self._watch = StepWatch(engine, self._network)
+        self._seed = 0
+
+    def prefill(self) -> Iterator[tuple[int, int]]:
+        """Whole prefills of the batch, by turns recorded and not. Tells how many are done."""
+        recorded: list[Recorded] = []
+        plain: list[float] = []
+        self.prefill_steps = 0
+        rounds = 2 * self.options.prefills
+        for index in range(-2, rounds):  # the first two warm up
+            self.submit(self.options.prompt, 1)
+            steps = 0
+            if index % 2:
+                total = Recorded()
+                while self.engine.scheduler.has_work or steps == 0:
+                    self._watch.recorded_step(total)
+                    steps += 1
+                recorded += [total] if index >= 0 else []
+            else:
+                elapsed_s = 0.0
+                while self.engine.scheduler.has_work or steps == 0:
+                    elapsed_s += self._watch.plain_step()
+                    steps += 1
+                plain += [elapsed_s] if index >= 0 else []
+            self.prefill_steps = steps
+            yield max(index + 1, 0), rounds
+        self.prefill_found = mean_times(recorded, plain)
+        self.prefill_count = len(recorded)
+
+    def decode(self) -> Iterator[tuple[int, int]]:
+        """Steps that decode the batch and nothing else, by turns recorded and not."""
+        options = self.options
+        recorded: list[Recorded] = []
+        plain: list[float] = []
+        self.submit(options.first_context, options.steps + WARM_UP_STEPS + 2)
+        while not self.decodes_all():
+            self.engine.step()
+        for index in range(-WARM_UP_STEPS, options.steps):
+            assert self.decodes_all()
+            if index % 2:
+                step = Recorded()
+                self._watch.recorded_step(step)
+                recorded += [step] if index >= 0 else []
+            else:
+                elapsed_s = self._watch.plain_step()
+                plain += [elapsed_s] if index >= 0 else []
+            yield max(index + 1, 0), options.steps
+        while self.engine.step():
+            pass
+        self.decode_found = mean_times(recorded, plain)
+        self.decode_count = len(recorded)
+
+    def trace(self, file: Path) -> None:
+        """A prefill of the batch and some decode steps. Raises OSError."""
+        on_device = self.engine.runner.device.type == "cuda"
+        warm_up(on_device)
+        trace = StepTrace(self.engine.runner.library, on_device)
+        self.submit(self.options.prompt, 1)
+        trace.start()
+        number = 0
+        while self.engine.scheduler.has_work or number == 0:
+            number += 1
+            trace.step(number, self.engine.step)
+        trace.stop_ranges()
+        self.submit(self.options.first_context, _TRACED_STEPS + 2)
+        while not self.decodes_all():
+            self.engine.step()
+        trace.start_ranges()
+        for _ in range(_TRACED_STEPS):
+            number += 1
+            trace.step(number, self.engine.step)
+        trace.stop()
+        while self.engine.step():
+            pass
+        trace.write(file)
+
+    def submit(self, prompt_tokens: int, output_tokens: int) -> None:
+        """The batch, with prompts of random tokens that nobody has seen."""
+        params = parse({"temperature": 0, "max_tokens": output_tokens, "ignore_eos": True})
+        for _ in range(self.options.batch):
+            self._seed += 1
+            generator = random.Random(self._seed)
+            prompt = [generator.randrange(self.engine.vocab_size) for _ in range(prompt_tokens)]
+            self.engine.submit(GenerationRequest(prompt, params, lambda _: None))
+
+    def decodes_all(self) -> bool:
+        running = self.engine.scheduler.running
+        return len(running) == self.options.batch and all(each.is_decoding for each in running)
+
+
+def measure_peaks(library: Library | None, kinds: list[Kind]) -> Peaks:
+    return {
+        "read_bytes_per_s": read_bytes_per_s(library),
+        "flops_per_s": {kind: matrix_flops_per_s(library, kind) for kind in kinds},
+    }
+
+
+def better(one: Peaks, other: Peaks) -> Peaks:
+    flops = {
+        kind: max(one["flops_per_s"][kind], other["flops_per_s"][kind])
+        for kind in one["flops_per_s"]
+    }
+    read = max(one["read_bytes_per_s"], other["read_bytes_per_s"])
+    return {"read_bytes_per_s": read, "flops_per_s": flops}
+
+
+def measure(options: Options) -> Iterator[Event]:
+    """Raises ConfigError before anything is measured."""
+    options.check()
+    yield _progress("loading", 0, None)
+    engine = build_engine(options)
+    runner = engine.runner
+    kinds: list[Kind] = ["float32", "bfloat16", "int8"]
+    yield _progress("peaks", 0, 2)
+    peaks = measure_peaks(runner.library, kinds)
+    own = Profile(engine, options)
+    for name, act in (("prefill", own.prefill), ("decode", own.decode)):
+        yield from _told(name, act)
+    yield _progress("peaks", 1, 2)
+    peaks = better(peaks, measure_peaks(runner.library, kinds))
+    phases = {
+        "prefill": phase_result(
+            runner, peaks, own.prefill_found, recorded=own.prefill_count, steps=own.prefill_steps
+        ),
+        "decode": phase_result(runner, peaks, own.decode_found, recorded=own.decode_count, steps=1),
+    }
+    if options.trace is not None:
+        yield _progress("trace", 0, None)
+        own.trace(Path(options.trace))
+    engine.stop()
+    yield {"result": {**describe(engine, options), "peaks": peaks, "phases": phases}}
+
+
+def describe(engine: Engine, options: Options) -> Result:
+    assert options.model is not None
+    runner, layout = engine.runner, engine.runner.kv_cache.layout
+    return {
+        "benchmark": "profile",
+        "model": Path(options.model).name,
+        "versions": versions(),
+        "machine": machine(),
+        "device": str(runner.device),
+        "kernels": runner.kernels,
+        "threads": runner.num_threads,
+        "dtype": str(runner.dtype).removeprefix("torch."),
+        "weight_format": str(runner.weight_format),
+        "quality": runner.weight_quality,
+        "kv_cache_dtype": "+".join(sorted({own.name for own in layout.formats})),
+        "weight_bytes": runner.model.step_weight_bytes,
+        "kv_token_bytes": layout.block_bytes / layout.block_size,
+        "batch": options.batch,
+        "context_tokens": options.context,
+        "prompt_tokens": options.prompt,
+        "max_num_batched_tokens": engine.config.max_num_batched_tokens,
+    }
+
+
+def _told(name: str, act: Callable[[], Iterator[tuple[int, int]]]) -> Iterator[Event]:
+    for done, of in act():
+        yield _progress(name, done, of)
+
+
+def _progress(step: str, done: int, of: int | None) -> Event:
+    return {"progress": {"step": step, "done": done, "of": of}}
+
+
+def _events(options: dict[str, Any]) -> Iterator[Event]:
+    yield from measure(Options(**options))
+
+
+if __name__ == "__main__":
+    serve(_events)
