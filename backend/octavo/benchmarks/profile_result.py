@@ -65,7 +65,9 @@ def phase_result(
         "roof_ratio": whole.share_ratio,
         "matrix_kind": main_kind,
         "operations": [
-            _operation(name, times, works[name], read, rates[name], kinds[name])
+            _operation(
+                name, times, works[name], read, rates[name], kinds[name], runner.library is not None
+            )
             for name in OPERATIONS
         ],
         "gaps_s": split_step(times, works, read, rates),
@@ -73,13 +75,19 @@ def phase_result(
 
 
 def _operation(
-    name: Operation, times: StepTimes, work: Work, read: float, rate: float, kind: str
+    name: Operation,
+    times: StepTimes,
+    work: Work,
+    read: float,
+    rate: float,
+    kind: str,
+    tells_waiting: bool,
 ) -> Result:
     elapsed_s = times.operations[name]
     row: Result = {
         "operation": name,
         "time_s": elapsed_s,
-        "waited_s": times.waited[name],
+        "waited_s": times.waited[name] if tells_waiting else None,
         "step_ratio": elapsed_s / times.step_s,
         "bytes": work.bytes,
         "flops": work.flops,

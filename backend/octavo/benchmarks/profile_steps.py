@@ -90,9 +90,9 @@ class StepWatch:
         if self._library is not None:
             phases, self._library.phases = self._library.phases, None
             assert phases is not None, "a step did not go through the kernels' forward"
-            ranges += phases.ranges
-            for name, waited_ns in phases.waited_ns.items():
-                into.waited[name] += waited_ns / self._num_threads / 1e9  # type: ignore[index]
+            for name in OPERATIONS:
+                into.operations[name] += phases.spent_ns[name] / self._num_threads / 1e9
+                into.waited[name] += phases.waited_ns[name] / self._num_threads / 1e9
         for name, begin_ns, end_ns in ranges:
             elapsed_s = (end_ns - begin_ns) / 1e9
             if name == "forward":

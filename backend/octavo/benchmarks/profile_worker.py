@@ -20,6 +20,7 @@ from octavo.benchmarks.shapes import network_of
 from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.errors import ConfigError
+from octavo.execution.model_runner import ModelRunner
 from octavo.execution.step_trace import StepTrace, warm_up
 from octavo.generation import GenerationRequest
 from octavo.kernels.cpu import Library
@@ -206,6 +207,7 @@ def describe(engine: Engine, options: Options) -> Result:
         "dtype": str(runner.dtype).removeprefix("torch."),
         "weight_format": str(runner.weight_format),
         "quality": runner.weight_quality,
+        "notes": notes_of(runner),
         "kv_cache_dtype": "+".join(sorted({own.name for own in layout.formats})),
         "weight_bytes": runner.model.step_weight_bytes,
         "kv_token_bytes": layout.block_bytes / layout.block_size,
@@ -214,6 +216,17 @@ def describe(engine: Engine, options: Options) -> Result:
         "prompt_tokens": options.prompt,
         "max_num_batched_tokens": engine.config.max_num_batched_tokens,
     }
+
+
+def notes_of(runner: ModelRunner) -> list[str]:
+    """What cannot be had here, in words."""
+    if runner.library is None:
+        return [
+            "where threads wait for each other: the reference operators are torch's, whose threads "
+            "do not tell; an operation's time is that of its calls, and 'barriers' is part of "
+            "'kernels'"
+        ]
+    return []
 
 
 def _told(name: str, act: Callable[[], Iterator[tuple[int, int]]]) -> Iterator[Event]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from octavo.cli import profile_app
 from octavo.cli.bench_app import bench_app
 from octavo.cli.gate_usage import GateCommand
 from octavo.cli.triton_flags import CONTAINER_VERSION
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench_app, name="bench")
+app.command(help=profile_app.HELP, epilog=profile_app.EPILOG)(profile_app.profile)
 
 _ENGINE, _SERVER, _NETWORK, _CANDIDATE = "Engine", "Server", "Network", "Candidate"
 _QUANTIZE_HELP = "\n\n".join(

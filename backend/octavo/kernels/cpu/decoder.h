@@ -32,7 +32,8 @@ struct Decoder {
 struct Timeline {
     int64_t *marks;      // [capacity, 2]: phase, and when it ended as the first thread saw it, in
                          // now_ns; −1: a part of the step began
-    int64_t *waited_ns;  // [phases], added to: of all threads together, at barriers
+    int64_t *spent_ns;   // [phases], added to: of all threads together
+    int64_t *waited_ns;  // [phases], added to: of these, at barriers
     int32_t capacity;
     int32_t count;  // marks that there were, kept or not
 };

@@ -69,7 +69,8 @@ class Clock {
     Clock(Worker &w, Timeline *timeline) : w_(w), timeline_(timeline) {
         if (!timeline) return;
         w.waited = &waited_;
-        if (w.id == 0) mark(-1);
+        began_ = now_ns();
+        if (w.id == 0) mark(-1, began_);
     }
     ~Clock() { w_.waited = nullptr; }
     Clock(const Clock &) = delete;
@@ -80,21 +81,24 @@ class Clock {
 
    private:
     [[gnu::noinline]] void keep(Phase phase) {
-        if (waited_) __atomic_fetch_add(timeline_->waited_ns + phase, waited_, __ATOMIC_RELAXED);
+        const int64_t now = now_ns();
+        __atomic_fetch_add(timeline_->spent_ns + phase, now - began_, __ATOMIC_RELAXED);
+        __atomic_fetch_add(timeline_->waited_ns + phase, waited_, __ATOMIC_RELAXED);
+        if (w_.id == 0) mark(phase, now);
+        began_ = now;
         waited_ = 0;
-        if (w_.id == 0) mark(phase);
     }
 
-    void mark(int64_t phase) {
+    void mark(int64_t phase, int64_t ended) {
         const int index = timeline_->count++;
         if (index >= timeline_->capacity) return;
         timeline_->marks[2 * index] = phase;
-        timeline_->marks[2 * index + 1] = now_ns();
+        timeline_->marks[2 * index + 1] = ended;
     }
 
     Worker &w_;
     Timeline *timeline_;
-    int64_t waited_ = 0;
+    int64_t began_ = 0, waited_ = 0;
 };
 
 struct Step {

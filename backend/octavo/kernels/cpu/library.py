@@ -63,10 +63,13 @@ class Phases:
 
     ranges: name, begin and end in ns of time.perf_counter_ns, as the first thread saw them; they
         lie side by side
-    waited_ns: by name, of all threads together, the part in which they waited for each other
+    spent_ns: by name, of all threads together; where threads share a core the first one's ranges
+        alone would misplace time among neighbours
+    waited_ns: the part of that in which they waited for each other
     """
 
     ranges: list[tuple[str, int, int]]
+    spent_ns: dict[str, int]
     waited_ns: dict[str, int]
 
 
@@ -343,10 +346,10 @@ class _Timeline:
 
     def __init__(self, capacity: int, num_phases: int) -> None:
         self._marks = array("q", bytes(16 * capacity))
-        self._waited = array("q", bytes(8 * num_phases))
+        self._spent, self._waited = (array("q", bytes(8 * num_phases)) for _ in range(2))
         self.structure = types.Timeline(
-            marks=self._marks.buffer_info()[0], waited_ns=self._waited.buffer_info()[0],
-            capacity=capacity,
+            marks=self._marks.buffer_info()[0], spent_ns=self._spent.buffer_info()[0],
+            waited_ns=self._waited.buffer_info()[0], capacity=capacity,
         )  # fmt: skip
 
     def phases(self, names: Sequence[str]) -> Phases:
@@ -359,7 +362,10 @@ class _Timeline:
             if phase >= 0:
                 ranges.append((names[phase], began_ns, ended_ns))
             began_ns = ended_ns
-        return Phases(ranges, dict(zip(names, self._waited, strict=True)))
+        spent, waited = (
+            dict(zip(names, each, strict=True)) for each in (self._spent, self._waited)
+        )
+        return Phases(ranges, spent, waited)
 
 
 def _phase_names(library: ctypes.CDLL, isa: int) -> list[str]:

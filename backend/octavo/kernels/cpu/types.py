@@ -145,6 +145,7 @@ class Decoder(ctypes.Structure):
 class Timeline(ctypes.Structure):
     _fields_: ClassVar = [
         ("marks", c_void_p),
+        ("spent_ns", c_void_p),
         ("waited_ns", c_void_p),
         ("capacity", c_int32),
         ("count", c_int32),
