@@ -24,7 +24,7 @@ from octavo.benchmarks.profile_words import (
 from octavo.planner.operations import MEANINGS
 
 _WIDTH, _HEIGHT = 480, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 16, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 26, 38
 
 
 def page(result: Result) -> str:
@@ -49,7 +49,7 @@ def page(result: Result) -> str:
         result=result,
         title=title(result),
         peaks=peaks_line(result),
-        headings=[" ".join(heading.split()) for heading in OPERATION_HEADINGS],
+        headings=[heading.replace("/\n", "/").replace("\n", " ") for heading in OPERATION_HEADINGS],
         phases=phases,
         definitions=DEFINITIONS,
         meanings=MEANINGS,
@@ -92,12 +92,12 @@ def roofline_svg(result: Result, name: str) -> Markup:
     """The roof of each format in use, and a circle for each operation that computes; its area is
     the share of the step's time."""
     phase, read = result["phases"][name], result["peaks"]["read_bytes_per_s"]
-    placed = [row for row in phase["operations"] if row.get("flops") and row["bytes"]]
+    placed = [row for row in phase["operations"] if row.get("flops")]
     rates = {
         kind: result["peaks"]["flops_per_s"][kind]
         for kind in sorted({row["kind"] for row in placed})
     }
-    xs = [row["flops"] / row["bytes"] for row in placed]
+    xs = [row["flops"] / row["bytes"] for row in placed if row["bytes"]]
     ridges = [rate / read for rate in rates.values()]
     scale = _Scale(
         [min(xs) / 2, 2 * max(*xs, *ridges)],
@@ -111,10 +111,13 @@ def roofline_svg(result: Result, name: str) -> Markup:
               f"slope: read {read / 1e9:,.1f} GB/s", "start")
     )  # fmt: skip
     for row in sorted(placed, key=lambda row: -row["step_ratio"]):
-        x, y = scale.x(row["flops"] / row["bytes"]), scale.y(row["flops_per_s"])
+        # What moves no bytes stands at the right edge.
+        x = scale.x(row["flops"] / row["bytes"]) if row["bytes"] else _WIDTH - _RIGHT - 6
+        y = scale.y(row["flops_per_s"])
         words = (
-            f"{row['operation']}: {row['flops_per_s'] / 1e9:,.1f} GFLOP/s, {percent(row['step_ratio'])}"
-            f" % of the step, {percent(row['roof_ratio'])} % of its roof"
+            f"{row['operation']}: {row['flops_per_s'] / 1e9:,.1f} GFLOP/s, "
+            f"{percent(row['step_ratio'])} % of the step, "
+            f"{percent(row['roof_ratio'])} % of its roof"
         )
         marks.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 + 16 * math.sqrt(row["step_ratio"]):.1f}" '

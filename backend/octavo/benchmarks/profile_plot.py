@@ -28,7 +28,7 @@ _STYLE: Any = {
 def draw(result: Result, file: Path) -> None:
     """In the format that the file's name ends in."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(13, 5.6), layout="constrained")
+        figure = Figure(figsize=(13, 6.4), layout="constrained")
         figure.suptitle(title(result), x=0.01, ha="left", fontsize=10)
         for axes, name in zip(figure.subplots(1, 2, sharey=True), result["phases"], strict=True):
             _panel(axes, result, name)
@@ -51,13 +51,15 @@ def _panel(axes: Axes, result: Result, name: str) -> None:
             textcoords="offset points", ha="right",
         )  # fmt: skip
     axes.annotate(
-        f"read {read / 1e9:,.1f} GB/s", (left, left * read / 1e9), (4, 14),
+        f"read {read / 1e9:,.1f} GB/s", (2 * left, 2 * left * read / 1e9), (8, -12),
         textcoords="offset points", ha="left",
     )  # fmt: skip
     for row in placed:
         area = 30 + 900 * row["step_ratio"]
+        # What moves no bytes stands at the right edge.
+        x = row["flops"] / row["bytes"] if row["bytes"] else right / 1.2
         axes.scatter(
-            row["flops"] / row["bytes"], row["flops_per_s"] / 1e9, s=area, alpha=0.75,
+            x, row["flops_per_s"] / 1e9, s=area, alpha=0.75,
             color=COLORS[row["operation"]], edgecolor="white", zorder=3,
             label=f"{row['operation']}: {percent(row['step_ratio'])} % of the time, "
             f"{percent(row['roof_ratio'])} % of its roof",
@@ -65,6 +67,6 @@ def _panel(axes: Axes, result: Result, name: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="FLOPs for each byte", xlim=(left, right))
     axes.set_title(headline(result, name).replace("; ", "\n"), loc="left", fontsize=9)
     axes.set_ylabel("GFLOP/s")
-    legend = axes.legend(loc="lower right", fontsize=8)
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize=8)
     for handle in legend.legend_handles:
         handle.set_sizes([40])  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ class WorkerEndedError(OctavoError):
 
 
 EXIT_MEASURED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+_QUIET_PROFILER = {"KINETO_LOG_LEVEL": "99"}  # torch's says on stderr that it starts and stops
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def worker(module: str, options: Mapping[str, object]) -> Iterator[Iterator[dict
     with subprocess.Popen(
         [sys.executable, "-m", module],
         # As the server's environment has it; the caller's own value comes first.
-        env={"GOMP_SPINCOUNT": "5000", **os.environ},
+        env={"GOMP_SPINCOUNT": "5000", **_QUIET_PROFILER, **os.environ},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -18,8 +18,8 @@ HELP = "\n\n".join(
         "First the peaks are measured: read bandwidth, and products in each format. Then MODEL "
         "runs in a process of this command, without a server: prefills of --batch prompts of "
         "--prompt tokens, and steps that decode --batch sequences around --context tokens. Of each "
-        "there is a table: an operation's time, bytes, FLOPs, rates, share of the peak and of its roof; "
-        "then MBU and MFU, and the gap: what the rest of the step's time went into.",
+        "there is a table: an operation's time, bytes, FLOPs, rates, share of the peak and of its "
+        "roof; then MBU and MFU, and the gap: what the rest of the step's time went into.",
         "Every second step is recorded, the others run as in service; what recording takes is a "
         "line of its own.",
         "Try: octavo profile models/octavo-tiny --batch 4 --context 128 --html profile.html",
