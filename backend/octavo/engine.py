@@ -373,8 +373,9 @@ class Engine:
         sampled: SampledTokens,
         elapsed_s: float,
     ) -> None:
-        self.scheduler.costs.observe(plan, elapsed_s)
-        self._count(plan, sampled.faults.count(None), elapsed_s)
+        with span("count"):
+            self.scheduler.costs.observe(plan, elapsed_s)
+            self._count(plan, sampled.faults.count(None), elapsed_s)
         with span("hand out"):
             self._hand_out(outputs, sampled)
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from octavo.benchmarks.profile import Result
+from octavo.benchmarks.profile_steps import Found
 from octavo.execution.model_runner import ModelRunner
 from octavo.planner.operations import (
     OPERATIONS,
@@ -36,13 +37,12 @@ def kinds_of(runner: ModelRunner) -> dict[Operation, str]:
 def phase_result(
     runner: ModelRunner,
     peaks: dict[str, Any],
-    found: tuple[StepTimes, dict[Operation, Work], float],
+    found: Found,
     *,
-    recorded: int,
     steps: int,
 ) -> Result:
-    """recorded: how many were; steps: in each."""
-    times, works, tokens = found
+    """steps: of each that was recorded."""
+    times, works, tokens = found.times, found.works, found.tokens
     kinds = kinds_of(runner)
     read: float = peaks["read_bytes_per_s"]
     rates = {name: float(peaks["flops_per_s"][kind]) for name, kind in kinds.items()}
@@ -51,11 +51,13 @@ def phase_result(
     whole = position(work, times.plain_s, read, peaks["flops_per_s"][main_kind])
     assert whole is not None
     return {
-        "recorded": recorded,
+        "recorded": found.count,
         "steps": steps,
         "tokens": tokens,
         "time_s": times.plain_s,
         "recorded_time_s": times.step_s,
+        "least_time_s": found.least_plain_s,
+        "least_recorded_time_s": found.least_recorded_s,
         "tokens_per_s": tokens / times.plain_s,
         "bytes": work.bytes,
         "flops": work.flops,

@@ -22,8 +22,8 @@ from octavo.spans import Recorder
 
 # Where the engine's ranges are counted; "forward" has what is in none of these.
 _PART_OF = {
-    "schedule": "schedule", "batch": "schedule", "update": "schedule", "sample": "sample",
-    "wait": "sample", "hand out": "hand out",
+    "schedule": "schedule", "batch": "schedule", "update": "schedule", "count": "schedule",
+    "sample": "sample", "wait": "sample", "hand out": "hand out",
 }  # fmt: skip
 _PARTS: tuple[Any, ...] = ("schedule", "sample", "hand out")
 assert get_args(Operation) == OPERATIONS
@@ -88,7 +88,7 @@ class StepWatch:
     def _count(self, recorder: Recorder, into: Recorded) -> None:
         ranges = [(each.name, each.begin_ns, each.end_ns) for each in recorder.ranges]
         if self._library is not None:
-            phases, self._library.phases = self._library.phases, None
+            phases = self._library.take_phases()
             assert phases is not None, "a step did not go through the kernels' forward"
             for name in OPERATIONS:
                 into.operations[name] += phases.spent_ns[name] / self._num_threads / 1e9
@@ -110,10 +110,20 @@ def middle_half(values: Sequence[_T], key: Callable[[_T], float]) -> list[_T]:
     return ranked[cut : len(ranked) - cut]
 
 
-def mean_times(
-    recorded: Sequence[Recorded], plain_s: Sequence[float]
-) -> tuple[StepTimes, dict[Operation, Work], float]:
-    """Of the middle halves by duration: times, works, and tokens of a step."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Of `count` recorded steps and of others: means of the middle halves by duration, and the
+    shortest ones."""
+
+    times: StepTimes
+    works: Mapping[Operation, Work]
+    tokens: float
+    count: int
+    least_plain_s: float
+    least_recorded_s: float
+
+
+def mean_times(recorded: Sequence[Recorded], plain_s: Sequence[float]) -> Found:
     chosen = middle_half(recorded, lambda each: each.step_s)
 
     def mean(values: Sequence[Mapping[Any, float]]) -> dict[Any, float]:
@@ -134,4 +144,11 @@ def mean_times(
         )
         for name in OPERATIONS
     }
-    return times, works, fmean(each.tokens for each in chosen)
+    return Found(
+        times=times,
+        works=works,
+        tokens=fmean(each.tokens for each in chosen),
+        count=len(recorded),
+        least_plain_s=min(plain_s),
+        least_recorded_s=min(each.step_s for each in recorded),
+    )

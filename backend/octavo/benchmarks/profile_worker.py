@@ -87,7 +87,6 @@ class Profile:
             self.prefill_steps = steps
             yield max(index + 1, 0), rounds
         self.prefill_found = mean_times(recorded, plain)
-        self.prefill_count = len(recorded)
 
     def decode(self) -> Iterator[tuple[int, int]]:
         """Steps that decode the batch and nothing else, by turns recorded and not."""
@@ -110,7 +109,6 @@ class Profile:
         while self.engine.step():
             pass
         self.decode_found = mean_times(recorded, plain)
-        self.decode_count = len(recorded)
 
     def trace(self, file: Path) -> None:
         """A prefill of the batch and some decode steps. Raises OSError."""
@@ -181,10 +179,8 @@ def measure(options: Options) -> Iterator[Event]:
     yield _progress("peaks", 1, 2)
     peaks = better(peaks, measure_peaks(runner.library, kinds))
     phases = {
-        "prefill": phase_result(
-            runner, peaks, own.prefill_found, recorded=own.prefill_count, steps=own.prefill_steps
-        ),
-        "decode": phase_result(runner, peaks, own.decode_found, recorded=own.decode_count, steps=1),
+        "prefill": phase_result(runner, peaks, own.prefill_found, steps=own.prefill_steps),
+        "decode": phase_result(runner, peaks, own.decode_found, steps=1),
     }
     if options.trace is not None:
         yield _progress("trace", 0, None)

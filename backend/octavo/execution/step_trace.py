@@ -65,10 +65,10 @@ class StepTrace:
         worked = advance()
         name = f"step {number}: {self._recorder.step.name}"
         self._recorder.add(name, began_ns, time.perf_counter_ns())
-        if self._library is not None and self._library.phases is not None:
-            for phase in self._library.phases.ranges:
+        phases = None if self._library is None else self._library.take_phases()
+        if phases is not None:
+            for phase in phases.ranges:
                 self._recorder.add(*phase)
-            self._library.phases = None
         return worked
 
     def stop_ranges(self) -> None:

@@ -169,9 +169,9 @@ GAPS = {
     "kernels": "operations above their floor; below 0 where data come from caches",
     "launch": "the forward pass beside its operations: the call, and waking the threads",
     "sample": "logits to tokens",
-    "schedule": "Python: what runs next, tensors of it, and booking its tokens",
+    "schedule": "Python: what runs next, tensors of it, booking and counting its tokens",
     "hand out": "Python: tokens to their receivers; sender threads do the rest beside the step",
-    "rest": "Python: inbox, counters, gauges",
+    "rest": "Python: the inbox, moving blocks, and between the other parts",
     "recording": "what taking these times took; the step without it is what was measured",
 }
 Gap = Literal[

@@ -97,8 +97,8 @@ class Library:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._logits = torch.empty(0)
         self._phase_names = _phase_names(self._c, self._isa)
-        self.is_timed = False  # whether `forward` leaves its times in `phases`
-        self.phases: Phases | None = None
+        self.is_timed = False  # whether `forward` keeps its times for `take_phases`
+        self._timed: _Timeline | None = None
 
     def __del__(self) -> None:
         if getattr(self, "_team", None):
@@ -291,9 +291,13 @@ class Library:
             logits.data_ptr(), self.memory(memory),
             None if timeline is None else ctypes.byref(timeline.structure),
         )  # fmt: skip
-        if timeline is not None:
-            self.phases = timeline.phases(self._phase_names)
+        self._timed = timeline
         return logits
+
+    def take_phases(self) -> Phases | None:
+        """Of the latest `forward`, if that was timed, and once."""
+        timed, self._timed = self._timed, None
+        return None if timed is None else timed.phases(self._phase_names)
 
     def _timeline(self, decoder: types.Decoder, batch: types.Batch) -> "_Timeline":
         parts = batch.num_tokens // _PART_TOKENS + 1
