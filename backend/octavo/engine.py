@@ -349,7 +349,8 @@ class Engine:
         with span("schedule"):
             plan = self.scheduler.schedule()
         if spans.is_recording():
-            spans.begin_step(_description(plan))
+            with span(spans.DESCRIBE):
+                spans.begin_step(_description(plan))
         self._count_admitted(plan)
         self._transfer.run(plan)
         return plan

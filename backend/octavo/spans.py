@@ -35,6 +35,7 @@ class Step:
     rows: Sequence[Rows]
 
 
+DESCRIBE = "describe"  # the range in which a step is told to the recorder, and which is its price
 NO_STEP = Step("nothing to compute", ())
 
 

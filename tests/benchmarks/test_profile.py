@@ -48,9 +48,9 @@ def test_parts_of_a_step_sum_to_the_measured_step(tiny: dict[str, Any]) -> None:
     for phase in tiny["phases"].values():
         gaps = phase["gaps_s"]
         assert sum(gaps.values()) == approx(phase["time_s"], rel=1e-9)
-        # What is named: all but what nobody timed.
+        # What nobody timed is small, also of a step of half a millisecond.
         named_s = phase["recorded_time_s"] - gaps["rest"]
-        assert 0.93 * phase["recorded_time_s"] < named_s <= phase["recorded_time_s"]
+        assert 0.9 * phase["recorded_time_s"] < named_s <= phase["recorded_time_s"]
         busy_s = sum(row["time_s"] for row in phase["operations"])
         parts_s = sum(gaps[name] for name in ("launch", "sample", "schedule", "hand out"))
         assert busy_s + parts_s == approx(named_s, rel=1e-9)

@@ -18,7 +18,7 @@ Event = dict[str, Any]
 
 def run(engine: Engine) -> list[list[int]]:
     params = parse({"temperature": 0, "max_tokens": 12, "ignore_eos": True})
-    results = engine.generate(random_prompts(3, 20), params)
+    results = engine.generate(random_prompts([20, 20, 20]), params)
     for thread in threading.enumerate():
         if thread.name == "octavo-step-trace":
             thread.join()
@@ -93,9 +93,7 @@ def test_torchs_events_are_on_the_same_clock(traced: tuple[list[Event], str]) ->
             ), each
 
 
-def test_an_engine_that_ends_before_leaves_what_there_was(
-    toy_folder: Path, tmp_path: Path
-) -> None:
+def test_an_engine_that_ends_before_leaves_what_there_was(toy_folder: Path, tmp_path: Path) -> None:
     engine = make_engine(toy_folder, profile_steps="2-900", profile_folder=tmp_path)
     engine.start()
     from octavo.generation import GenerationRequest

@@ -159,7 +159,7 @@ def test_a_step_splits_into_what_is_named() -> None:
         plain_s=19.0,
     )  # fmt: skip
     gaps = split_step(times, works, 50.0, dict.fromkeys(OPERATIONS, 100.0))
-    # Floors: qkv 100 / 50 = 2 s for its bytes; down 400 / 100 = 4 s, of which 10 / 50 for its bytes.
+    # Floors: qkv 100 / 50 = 2 s for its bytes; down 400 / 100 = 4 s, 10 / 50 of it for bytes.
     assert gaps == pytest.approx({
         "bytes": 2.2, "compute": 3.8, "barriers": 2.0, "kernels": 14 - 2 - 6, "launch": 1.0,
         "sample": 2.0, "schedule": 1.0, "hand out": 0.5, "rest": 1.5, "recording": -1.0,

@@ -95,7 +95,9 @@ class StepWatch:
                 into.waited[name] += phases.waited_ns[name] / self._num_threads / 1e9
         for name, begin_ns, end_ns in ranges:
             elapsed_s = (end_ns - begin_ns) / 1e9
-            if name == "forward":
+            if name == spans.DESCRIBE:
+                into.step_s -= elapsed_s
+            elif name == "forward":
                 into.forward_s += elapsed_s
             elif name in _PART_OF:
                 into.parts[_PART_OF[name]] += elapsed_s
