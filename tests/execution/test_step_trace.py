@@ -1,4 +1,4 @@
-"""Traces of an engine's steps: they are whole, they line up, and serving does not depend on them."""
+"""Traces of an engine's steps: whole, on one clock, and nothing that serving depends on."""
 
 import json
 import logging
@@ -11,6 +11,7 @@ import pytest
 from factories import make_engine, random_prompts
 from octavo import spans
 from octavo.engine import Engine
+from octavo.generation import GenerationRequest
 from octavo.sampling_params import parse
 
 Event = dict[str, Any]
@@ -61,7 +62,7 @@ def test_steps_from_first_to_last_say_what_they_compute(
 
 
 def test_ranges_lie_within_their_step(traced: tuple[list[Event], str]) -> None:
-    found, kernels = traced
+    found, _ = traced
     steps = [event for event in found if event["name"].startswith("step ")]
     for name in ("schedule", "batch", "forward", "sample", "update", "hand out"):
         own = [event for event in found if event["cat"] == "octavo" and event["name"] == name]
@@ -96,8 +97,6 @@ def test_torchs_events_are_on_the_same_clock(traced: tuple[list[Event], str]) ->
 def test_an_engine_that_ends_before_leaves_what_there_was(toy_folder: Path, tmp_path: Path) -> None:
     engine = make_engine(toy_folder, profile_steps="2-900", profile_folder=tmp_path)
     engine.start()
-    from octavo.generation import GenerationRequest
-
     done = threading.Event()
     engine.submit(
         GenerationRequest(

@@ -86,16 +86,20 @@ def _measured(options: Options) -> Result:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
     )  # fmt: skip
     with (
-        Progress(*columns, console=_err, transient=True) as progress,
+        Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress,
         worker("octavo.benchmarks.profile_worker", asdict(options)) as events,
     ):
         bar = progress.add_task("starting", total=None)
         result: Result | None = None
+        latest = "loading"
         for event in events:
             if "result" in event:
                 result = event["result"]
                 continue
             now = event["progress"]
+            if now["step"] != latest and not _err.is_terminal:
+                _err.print(f"octavo: measuring {now['step']}")
+            latest = now["step"]
             progress.update(bar, description=now["step"], completed=now["done"], total=now["of"])
     if result is None:
         raise WorkerEndedError("the working process ended without a result")

@@ -212,7 +212,7 @@ def split_step(
     waited_s = sum(times.waited.values())
     gaps: dict[Gap, float] = {
         "bytes": bytes_s,
-        "compute": floor_s - bytes_s,
+        "compute": max(floor_s - bytes_s, 0.0),
         "barriers": waited_s,
         "kernels": busy_s - waited_s - floor_s,
         "launch": times.forward_s - busy_s,
