@@ -125,11 +125,11 @@ def test_the_page_needs_nothing_from_elsewhere(
         ({"batch": 0}, ["--batch = 0", "1 to 4096"]),
         ({"context": 0}, ["--context = 0", "1 to"]),
         ({"prompt": 256}, ["--prompt = 256", "256 tokens", "at most 255"]),
-        ({"context": 240}, ["--context = 240", "at most 238"]),
+        ({"context": 240}, ["--context = 240", "24 steps", "holds 256"]),
         ({"steps": 7}, ["--steps = 7", "8 to"]),
         ({"prefills": 2}, ["--prefills = 2", "3 to"]),
         ({"batch": 300, "settings": {"max_num_batched_tokens": "256"}},
-         ["--batch = 300", "max_num_batched_tokens = 256"]),
+         ["max_num_batched_tokens = 256", "max_num_seqs = 300"]),
         ({"settings": {"max_num_seqs": "4"}}, ["max_num_seqs", "--batch"]),
         ({"prompt": 100, "settings": {"kv_cache_bytes": "131072"}},
          ["--batch = 3", "21 blocks", "has 16", "kv_cache_bytes"]),
@@ -145,13 +145,20 @@ def test_bad_input_names_option_value_and_limit(
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
-def test_a_context_of_the_limit_is_measured(toy_folder: Path) -> None:
+@pytest.mark.parametrize("budget", [8, 20, 256])
+def test_sequences_decode_until_all_are_measured(toy_folder: Path, budget: int) -> None:
+    """Also where the first have decoded for long when the last begin."""
     options = Options(
-        model=str(toy_folder), batch=2, context=238, prompt=255, steps=24, prefills=3,
-        settings={"device": "cpu", "num_threads": "1"},
+        model=str(toy_folder), batch=4, context=100, prompt=255, steps=24, prefills=3,
+        settings={"device": "cpu", "num_threads": "1", "max_num_batched_tokens": str(budget)},
     )  # fmt: skip
     *_, last = measure(options)
-    assert last["result"]["phases"]["decode"]["tokens"] == 2  # type: ignore[index]
+    result: dict[str, Any] = last["result"]  # type: ignore[assignment]
+    decode = result["phases"]["decode"]
+    assert decode["tokens"] == 4
+    read = next(row["bytes"] for row in decode["operations"] if row["operation"] == "attend")
+    assert read / result["kv_token_bytes"] == approx(decode["context_tokens"])
+    assert decode["context_tokens"] / 4 == approx(100, rel=0.1 if budget > 8 else 0.3)
 
 
 def test_the_middle_half() -> None:

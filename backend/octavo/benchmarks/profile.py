@@ -51,30 +51,38 @@ class Options:
         if "max_num_seqs" in self.settings:
             raise ConfigError("--set max_num_seqs: it is --batch here; leave it out")
 
-    @property
-    def first_context(self) -> int:
-        """Of the decode steps that are measured, whose mean it is that was asked for."""
-        return max(self.context - self.steps // 2, 1)
+    def sequences(self, budget: int) -> Sequences:
+        """That are decoded, in an engine that computes `budget` tokens a step."""
+        # The first ones decode while the last are prefilled, and so are as many tokens ahead.
+        spread = -(-self.batch * self.context // max(budget - self.batch + 1, 1)) + 1
+        first = max(self.context - (self.steps + spread) // 2, 1)
+        return Sequences(first, spread + self.steps + WARM_UP_STEPS + 2)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that is measured."""
-        return max(self.first_context + self.steps + WARM_UP_STEPS + 2, self.prompt + 1)
-
-    def check_fits(self, max_model_len: int) -> None:
-        """Raises ConfigError."""
+    def check_fits(self, max_model_len: int, budget: int) -> int:
+        """Tokens of the longest sequence that is measured. Raises ConfigError if a context does
+        not hold it."""
         if self.prompt + 1 > max_model_len:
             raise ConfigError(
                 f"--prompt = {self.prompt}: the context holds {max_model_len} tokens, so at most "
                 f"{max_model_len - 1}"
             )
-        if self.longest > max_model_len:
-            most = max_model_len - self.longest + self.context
+        own = self.sequences(budget)
+        longest = own.prompt_tokens + own.output_tokens
+        if longest > max_model_len:
             raise ConfigError(
-                f"--context = {self.context}: with {self.steps} steps around it {self.longest} "
-                f"tokens, and the context holds {max_model_len}; at most {max(most, 0)}, or fewer "
-                "--steps"
+                f"--context = {self.context}: with {self.steps} steps around it a sequence of "
+                f"{longest} tokens, and the context holds {max_model_len}; lower --context, "
+                "--steps or --batch"
             )
+        return max(longest, self.prompt + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Of each its prompt, and tokens for every step until the last one has been measured."""
+
+    prompt_tokens: int
+    output_tokens: int
 
 
 WARM_UP_STEPS = 4

@@ -54,6 +54,7 @@ def phase_result(
         "recorded": found.count,
         "steps": steps,
         "tokens": tokens,
+        "context_tokens": found.context_tokens,
         "time_s": times.plain_s,
         "recorded_time_s": times.step_s,
         "least_time_s": found.least_plain_s,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from octavo import spans
 from octavo.engine import Engine
@@ -42,6 +42,7 @@ class Recorded:
     step_s: float = 0.0
     forward_s: float = 0.0
     tokens: int = 0
+    context_tokens: float = 0.0  # before each sequence's own, of all together
     operations: dict[Operation, float] = field(
         default_factory=lambda: dict.fromkeys(OPERATIONS, 0.0)
     )
@@ -84,15 +85,16 @@ class StepWatch:
             before = into.works[name]
             into.works[name] = Work(before.bytes + work.bytes, before.flops + work.flops)
         into.tokens += sum(rows.query_tokens for rows in recorder.step.rows)
+        into.context_tokens += sum(rows.context_tokens for rows in recorder.step.rows)
 
     def _count(self, recorder: Recorder, into: Recorded) -> None:
         ranges = [(each.name, each.begin_ns, each.end_ns) for each in recorder.ranges]
         if self._library is not None:
             phases = self._library.take_phases()
             assert phases is not None, "a step did not go through the kernels' forward"
-            for name in OPERATIONS:
-                into.operations[name] += phases.spent_ns[name] / self._num_threads / 1e9
-                into.waited[name] += phases.waited_ns[name] / self._num_threads / 1e9
+            for operation in OPERATIONS:
+                into.operations[operation] += phases.spent_ns[operation] / self._num_threads / 1e9
+                into.waited[operation] += phases.waited_ns[operation] / self._num_threads / 1e9
         for name, begin_ns, end_ns in ranges:
             elapsed_s = (end_ns - begin_ns) / 1e9
             if name == spans.DESCRIBE:
@@ -102,7 +104,7 @@ class StepWatch:
             elif name in _PART_OF:
                 into.parts[_PART_OF[name]] += elapsed_s
             elif name in into.operations:
-                into.operations[name] += elapsed_s  # type: ignore[index]
+                into.operations[cast(Operation, name)] += elapsed_s
 
 
 def middle_half(values: Sequence[_T], key: Callable[[_T], float]) -> list[_T]:
@@ -120,6 +122,7 @@ class Found:
     times: StepTimes
     works: Mapping[Operation, Work]
     tokens: float
+    context_tokens: float
     count: int
     least_plain_s: float
     least_recorded_s: float
@@ -137,7 +140,7 @@ def mean_times(recorded: Sequence[Recorded], plain_s: Sequence[float]) -> Found:
         operations=mean([each.operations for each in chosen]),
         waited=mean([each.waited for each in chosen]),
         parts=mean([each.parts for each in chosen]),
-        plain_s=fmean(middle_half(plain_s, lambda each: each)),
+        plain_s=fmean(middle_half(list(plain_s), lambda each: each)),
     )
     works = {
         name: Work(
@@ -150,6 +153,7 @@ def mean_times(recorded: Sequence[Recorded], plain_s: Sequence[float]) -> Found:
         times=times,
         works=works,
         tokens=fmean(each.tokens for each in chosen),
+        context_tokens=fmean(each.context_tokens for each in chosen),
         count=len(recorded),
         least_plain_s=min(plain_s),
         least_recorded_s=min(each.step_s for each in recorded),

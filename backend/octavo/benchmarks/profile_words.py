@@ -45,7 +45,8 @@ def headline(result: Result, name: str) -> str:
         steps = phase["steps"]
         took = f"{ms(phase['time_s'])} ms in {steps} step{'s' if steps > 1 else ''}"
     else:
-        what = f"decode: {result['batch']} sequences at context {result['context_tokens']:,}"
+        context = phase["context_tokens"] / result["batch"]
+        what = f"decode: {result['batch']} sequences at context {context:,.0f}"
         took = f"{ms(phase['time_s'])} ms a step"
     return (
         f"{what}: {took}, {phase['tokens_per_s']:,.0f} tokens/s; MBU {percent(phase['mbu_ratio'])}"

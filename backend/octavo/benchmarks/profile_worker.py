@@ -35,19 +35,15 @@ Peaks = dict[str, Any]  # read_bytes_per_s, and flops_per_s by kind
 def build_engine(options: Options) -> Engine:
     """That runs the whole batch at once. Raises ConfigError."""
     settings: dict[str, Any] = {"max_num_seqs": options.batch, **options.settings}
-    budget = int(settings.setdefault("max_num_batched_tokens", max(256, options.batch)))
-    if budget < options.batch:
-        raise ConfigError(
-            f"--batch = {options.batch}: max_num_batched_tokens = {budget}; at most {budget}"
-        )
+    settings.setdefault("max_num_batched_tokens", max(256, 2 * options.batch))
     engine = Engine(make_config(model=options.model, **settings))
     engine.runner.bind_to_thread()
-    options.check_fits(engine.max_model_len)
+    longest = options.check_fits(engine.max_model_len, engine.config.max_num_batched_tokens)
     allocator = engine.scheduler.allocator
-    needed = options.batch * -(-options.longest // engine.scheduler.block_size)
+    needed = options.batch * -(-longest // engine.scheduler.block_size)
     if needed > allocator.num_blocks:
         raise ConfigError(
-            f"--batch = {options.batch}: sequences of {options.longest} tokens take {needed} "
+            f"--batch = {options.batch}: sequences of {longest} tokens take {needed} "
             f"blocks together, and KV memory has {allocator.num_blocks}; lower --batch, --context "
             "or --prompt, or raise kv_cache_bytes (--set kv_cache_bytes=…)"
         )
@@ -61,6 +57,7 @@ class Profile:
         self.engine, self.options = engine, options
         self._network = network_of(engine.runner)
         self._watch = StepWatch(engine, self._network)
+        self._sequences = options.sequences(engine.config.max_num_batched_tokens)
         self._seed = 0
 
     def prefill(self) -> Iterator[tuple[int, int]]:
@@ -93,7 +90,7 @@ class Profile:
         options = self.options
         recorded: list[Recorded] = []
         plain: list[float] = []
-        self.submit(options.first_context, options.steps + WARM_UP_STEPS + 2)
+        self.submit(self._sequences.prompt_tokens, self._sequences.output_tokens)
         while not self.decodes_all():
             self.engine.step()
         for index in range(-WARM_UP_STEPS, options.steps):
@@ -122,7 +119,7 @@ class Profile:
             number += 1
             trace.step(number, self.engine.step)
         trace.stop_ranges()
-        self.submit(self.options.first_context, _TRACED_STEPS + 2)
+        self.submit(self._sequences.prompt_tokens, self._sequences.output_tokens)
         while not self.decodes_all():
             self.engine.step()
         trace.start_ranges()
