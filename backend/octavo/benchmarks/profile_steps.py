@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 from octavo import spans
 from octavo.engine import Engine
@@ -104,7 +104,7 @@ class StepWatch:
             elif name in _PART_OF:
                 into.parts[_PART_OF[name]] += elapsed_s
             elif name in into.operations:
-                into.operations[cast(Operation, name)] += elapsed_s
+                into.operations[name] += elapsed_s
 
 
 def middle_half(values: Sequence[_T], key: Callable[[_T], float]) -> list[_T]:
@@ -130,6 +130,7 @@ class Found:
 
 def mean_times(recorded: Sequence[Recorded], plain_s: Sequence[float]) -> Found:
     chosen = middle_half(recorded, lambda each: each.step_s)
+    chosen_plain: list[float] = middle_half(plain_s, float)
 
     def mean(values: Sequence[Mapping[Any, float]]) -> dict[Any, float]:
         return {name: fmean(each[name] for each in values) for name in values[0]}
@@ -140,7 +141,7 @@ def mean_times(recorded: Sequence[Recorded], plain_s: Sequence[float]) -> Found:
         operations=mean([each.operations for each in chosen]),
         waited=mean([each.waited for each in chosen]),
         parts=mean([each.parts for each in chosen]),
-        plain_s=fmean(middle_half(list(plain_s), lambda each: each)),
+        plain_s=fmean(chosen_plain),
     )
     works = {
         name: Work(
