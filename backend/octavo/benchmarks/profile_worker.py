@@ -7,13 +7,23 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from octavo.benchmarks.machine import machine, versions
 from octavo.benchmarks.peaks import Kind, matrix_flops_per_s, read_bytes_per_s
 from octavo.benchmarks.profile import WARM_UP_STEPS, Options, Result
+from octavo.benchmarks.profile_device import (
+    NOTES,
+    device_times,
+    measure_device_peaks,
+    plain_steps,
+    recorded_on_device,
+)
 from octavo.benchmarks.profile_result import phase_result
 from octavo.benchmarks.profile_steps import Recorded, StepWatch, mean_times
 from octavo.benchmarks.shapes import network_of
@@ -23,7 +33,6 @@ from octavo.errors import ConfigError
 from octavo.execution.model_runner import ModelRunner
 from octavo.execution.step_trace import StepTrace, warm_up
 from octavo.generation import GenerationRequest
-from octavo.kernels.cpu import Library
 from octavo.sampling_params import parse
 from octavo.worker import serve
 
@@ -58,6 +67,7 @@ class Profile:
     def __init__(self, engine: Engine, options: Options) -> None:
         self.engine, self.options = engine, options
         self._network = network_of(engine.runner)
+        self.on_device = engine.runner.device.type == "cuda"
         self._watch = StepWatch(engine, self._network)
         self._sequences = options.sequences(engine.config.max_num_batched_tokens)
         self._seed = 0
@@ -66,6 +76,9 @@ class Profile:
         """Whole prefills of the batch, by turns recorded and not. Tells how many are done."""
         recorded: list[Recorded] = []
         plain: list[float] = []
+        if self.on_device:
+            yield from self._device_prefill()
+            return
         self.prefill_steps = 0
         rounds = 2 * self.options.prefills
         for index in range(-2, rounds):  # the first two warm up
@@ -95,6 +108,9 @@ class Profile:
         self.submit(self._sequences.prompt_tokens, self._sequences.output_tokens)
         while not self.decodes_all():
             self.engine.step()
+        if self.on_device:
+            yield from self._device_decode()
+            return
         for index in range(-WARM_UP_STEPS, options.steps):
             assert self.decodes_all()
             if index % 2:
@@ -109,11 +125,41 @@ class Profile:
             pass
         self.decode_found = mean_times(recorded, plain)
 
+    def _device_prefill(self) -> Iterator[tuple[int, int]]:
+        prefills = self.options.prefills
+        plain = []
+        for index in range(-2, prefills):
+            self.submit(self.options.prompt, 1)
+            began_s = time.perf_counter()
+            while self.engine.step():
+                pass
+            plain += [time.perf_counter() - began_s] if index >= 0 else []
+            yield max(index + 1, 0), prefills
+        self.submit(self.options.prompt, 1)
+        # Until the tokens of all have come back.
+        recorded, self.prefill_steps = recorded_on_device(
+            self.engine, self._network, lambda: bool(self.engine._live or self.engine._inbox)
+        )
+        self.prefill_found = device_times(recorded, plain, 1)
+
+    def _device_decode(self) -> Iterator[tuple[int, int]]:
+        half = self.options.steps // 2
+        plain_steps(self.engine, WARM_UP_STEPS)
+        plain = plain_steps(self.engine, half)
+        yield half, 2 * half
+        left = iter(range(half))
+        recorded, count = recorded_on_device(
+            self.engine, self._network, lambda: next(left, None) is not None
+        )
+        while self.engine.step():
+            pass
+        self.decode_found = device_times(recorded, plain, count)
+        yield 2 * half, 2 * half
+
     def trace(self, file: Path) -> None:
         """A prefill of the batch and some decode steps. Raises OSError."""
-        on_device = self.engine.runner.device.type == "cuda"
-        warm_up(on_device)
-        trace = StepTrace(self.engine.runner.library, on_device)
+        warm_up(self.on_device)
+        trace = StepTrace(self.engine.runner.library, self.on_device)
         self.submit(self.options.prompt, 1)
         trace.start()
         number = 0
@@ -147,7 +193,13 @@ class Profile:
         return len(running) == self.options.batch and all(each.is_decoding for each in running)
 
 
-def measure_peaks(library: Library | None, kinds: list[Kind]) -> Peaks:
+def measure_peaks(runner: ModelRunner) -> Peaks:
+    if runner.device.type == "cuda":
+        return measure_device_peaks(runner.device)
+    library = runner.library
+    kinds: tuple[Kind, ...] = ("float32", "bfloat16", "int8")
+    if runner.dtype is torch.float16:
+        kinds = (*kinds, "float16")
     return {
         "read_bytes_per_s": read_bytes_per_s(library),
         "flops_per_s": {kind: matrix_flops_per_s(library, kind) for kind in kinds},
@@ -169,14 +221,13 @@ def measure(options: Options) -> Iterator[Event]:
     yield _progress("loading", 0, None)
     engine = build_engine(options)
     runner = engine.runner
-    kinds: list[Kind] = ["float32", "bfloat16", "int8"]
     yield _progress("peaks", 0, 2)
-    peaks = measure_peaks(runner.library, kinds)
+    peaks = measure_peaks(runner)
     own = Profile(engine, options)
     for name, act in (("prefill", own.prefill), ("decode", own.decode)):
         yield from _told(name, act)
     yield _progress("peaks", 1, 2)
-    peaks = better(peaks, measure_peaks(runner.library, kinds))
+    peaks = better(peaks, measure_peaks(runner))
     phases = {
         "prefill": phase_result(runner, peaks, own.prefill_found, steps=own.prefill_steps),
         "decode": phase_result(runner, peaks, own.decode_found, steps=1),
@@ -197,6 +248,7 @@ def describe(engine: Engine, options: Options) -> Result:
         "versions": versions(),
         "machine": machine(),
         "device": str(runner.device),
+        "device_name": torch.cuda.get_device_name() if runner.device.type == "cuda" else "",
         "kernels": runner.kernels,
         "threads": runner.num_threads,
         "dtype": str(runner.dtype).removeprefix("torch."),
@@ -215,6 +267,8 @@ def describe(engine: Engine, options: Options) -> Result:
 
 def notes_of(runner: ModelRunner) -> list[str]:
     """What cannot be had here, in words."""
+    if runner.device.type == "cuda":
+        return [*NOTES]
     if runner.library is None:
         return [
             "where threads wait for each other: the reference operators are torch's, whose threads "
