@@ -1,8 +1,8 @@
 """`profile` on a GPU: its peaks, and what operations take there by torch's profiler.
 
-In service a decode step is one CUDA graph, of which nobody tells where an operation ends. So times of
-steps are those of service, and operations are recorded in further steps that launch them one by one:
-the same kernels.
+In service a decode step is one CUDA graph, of which nobody tells where an operation ends. So times
+of steps are those of service, and operations are recorded in further steps that launch them one by
+one: the same kernels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,15 +35,17 @@ _READ_NUMBERS, _ROWS, _CALLS = 2**30, 8192, 20
 
 
 def measure_device_peaks(device: torch.device) -> dict[str, Any]:
-    """Summing 4 GiB, and products of large matrices in each format: medians of 20 calls."""
-    numbers = torch.zeros(_READ_NUMBERS, dtype=torch.float32, device=device)
+    """Summing up to 4 GiB, and products of large matrices in each format: medians of 20 calls."""
+    free, _ = torch.cuda.mem_get_info(device)  # KV memory has most of it
+    count = min(_READ_NUMBERS, free // 8)
+    numbers = torch.zeros(count, dtype=torch.float32, device=device)
     read = numbers.nbytes / _device_s(numbers.sum)
     del numbers
     rates = {}
     for kind in KINDS:
         a, b = (torch.ones(_ROWS, _ROWS, device=device).to(getattr(torch, kind)) for _ in range(2))
         multiply: Callable[..., Any] = torch._int_mm if kind == "int8" else torch.mm
-        rates[kind] = 2 * _ROWS**3 / _device_s(lambda f=multiply, a=a, b=b.t(): f(a, b))
+        rates[kind] = 2 * _ROWS**3 / _device_s(partial(multiply, a, b.t()))
     return {"read_bytes_per_s": read, "flops_per_s": rates}
 
 
