@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pytest import approx
 
+from factories import greedy, make_engine, run_to_end, submit
+from octavo import spans
 from octavo.benchmarks.profile import Options
+from octavo.benchmarks.profile_device import device_times
 from octavo.benchmarks.profile_page import page
-from octavo.benchmarks.profile_steps import middle_half
+from octavo.benchmarks.profile_steps import Recorded, middle_half
 from octavo.benchmarks.profile_worker import measure
 from octavo.errors import ConfigError
-from octavo.planner.operations import OPERATIONS
-from octavo.planner.roofline import decode_step_bytes
+from octavo.planner.operations import OPERATIONS, split_step
+from octavo.planner.roofline import Work, decode_step_bytes
 
 TINY = Path(__file__).parents[2] / "models" / "octavo-tiny"
 BATCH, CONTEXT, PROMPT, STEPS = 3, 60, 50, 64
@@ -111,6 +115,33 @@ def test_what_the_reference_operators_cannot_tell_is_said(by_reference: dict[str
         assert set(times) == set(OPERATIONS) and min(times.values()) > 0
         assert {row["waited_s"] for row in phase["operations"]} == {None}
         assert sum(phase["gaps_s"].values()) == approx(phase["time_s"], rel=1e-9)
+
+
+def test_operations_are_marked_for_torchs_profiler(toy_folder: Path) -> None:
+    """By which they are told apart on a GPU."""
+    engine = make_engine(toy_folder, kernels="reference")
+    submit(engine, [5, 6, 7], greedy(4))
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen,
+        spans.recording(spans.Recorder(on_device=True)),
+    ):
+        run_to_end(engine)
+    counts = {each.key: each.count for each in seen.key_averages()}
+    for name in OPERATIONS:
+        per_step = {"embed": 1, "lm_head": 1, "norm": 5}.get(name, 2)  # of two layers
+        assert counts[f"octavo {name}"] == 4 * per_step, name
+
+
+def test_times_of_a_device_leave_what_no_kernel_took() -> None:
+    recorded = Recorded(forward_s=6.0, tokens=8, context_tokens=20)
+    recorded.operations["qkv"], recorded.parts["sample"] = 6.0, 2.0
+    recorded.works["qkv"] = Work(40, 80)
+    found = device_times(recorded, [5.0, 9.0, 5.0, 5.0, 1.0], 2)
+    assert found.times.plain_s == 5 and found.times.operations["qkv"] == 3
+    assert (found.tokens, found.context_tokens, found.works["qkv"]) == (4, 10, Work(20, 40))
+    gaps = split_step(found.times, found.works, 10.0, dict.fromkeys(OPERATIONS, 100.0))
+    assert gaps["bytes"] == 2 and gaps["kernels"] == 1 and gaps["sample"] == 1
+    assert gaps["rest"] == 1 and sum(gaps.values()) == 5
 
 
 def test_the_page_needs_nothing_from_elsewhere(
