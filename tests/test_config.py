@@ -348,3 +348,18 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine.toml").write_bytes(b'model = "\xff"')
     with pytest.raises(ConfigError, match=r"engine\.toml: "):
         load_config(tmp_path / "engine.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1-1", (1, 1)), (" 100 - 1099 ", (100, 1099)), ("7-9", (7, 9))]
+)
+def test_steps_to_record(value: str, expected: tuple[int, int]) -> None:
+    assert make_config(model="m", profile_steps=value).profile_steps == expected
+    assert make_config(model="m").profile_steps is None
+
+
+@pytest.mark.parametrize(
+    "value", ["", "5", "5-", "-5", "0-3", "9-8", "1-1001", "a-b", 7, True, "1-2-3"], ids=shown
+)
+def test_steps_to_record_are_a_short_range(value: object) -> None:
+    assert_refused(f"profile_steps = {value!r}: should be", profile_steps=value)

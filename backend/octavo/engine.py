@@ -16,14 +16,15 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TypeVar
 
+from octavo import spans
 from octavo.accounts import TenantLabels
 from octavo.config import EngineConfig
 from octavo.errors import EngineDeadError, StepMemoryError
 from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner, PendingStep
-from octavo.execution.nvtx import span
 from octavo.execution.sampler import PromptLogprobs, SampledTokens
+from octavo.execution.step_trace import LiveTrace, description
 from octavo.generation import (
     GenerationRequest,
     GenerationResult,
@@ -45,6 +46,7 @@ from octavo.scheduling.sequence import (
     StepInFlight,
     StepPlan,
 )
+from octavo.spans import span
 from octavo.stats import EngineGauges, EngineStats, Phase
 from octavo.tiers import open_tiers
 
@@ -137,6 +139,12 @@ class Engine:
         self._in_flight: _InFlight | None = None
         self._thread: threading.Thread | None = None
         self._has_failed = False
+        self._trace: LiveTrace | None = None
+        if config.profile_steps is not None:
+            self._trace = LiveTrace(
+                *config.profile_steps, config.profile_folder, self.runner.library,
+                on_device=self.runner.device.type == "cuda",
+            )  # fmt: skip
 
     # Any thread.
 
@@ -291,7 +299,15 @@ class Engine:
         if self._thread is None:
             self.clock.start()  # the time between steps is the caller's
         self._take_inbox()
-        return self._step_ahead() if self.runner.runs_ahead else self._step()
+        advance = self._step_ahead if self.runner.runs_ahead else self._step
+        return advance() if self._trace is None else self._traced(advance)
+
+    def _traced(self, advance: Callable[[], bool]) -> bool:
+        assert self._trace is not None
+        worked = self._trace.step(self.stats.steps + 1, advance)
+        if self._trace.is_over:
+            self._trace = None
+        return worked
 
     def _step(self) -> bool:
         """Plans a step and waits for it: the plain loop, which `_step_ahead` must equal."""
@@ -306,7 +322,8 @@ class Engine:
         rows = self.ledger.rows(plan)  # while caches are warm of planning
         sampled = self._compute(plan, self.runner.run)
         if sampled is not None:
-            outputs = self.scheduler.update(plan, sampled.token_ids)
+            with span("update"):
+                outputs = self.scheduler.update(plan, sampled.token_ids)
             self._book(plan, rows, outputs, sampled, self.clock.end_step())
         return True
 
@@ -329,7 +346,9 @@ class Engine:
             self._settle()
             return True
         rows = self.ledger.rows(plan)
-        launched = _InFlight(plan, self.scheduler.advance(plan), pending, rows, began_s)
+        with span("update"):
+            booked = self.scheduler.advance(plan)
+        launched = _InFlight(plan, booked, pending, rows, began_s)
         self._settle()
         self._in_flight = launched
         return True
@@ -339,8 +358,10 @@ class Engine:
         flying, self._in_flight = self._in_flight, None
         if flying is None:
             return False
-        sampled = flying.pending.result()
-        outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
+        with span("wait"):
+            sampled = flying.pending.result()
+        with span("update"):
+            outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
         self.clock.begin_step(flying.began_s)
         self._book(flying.plan, flying.rows, outputs, sampled, self.clock.end_step())
         return True
@@ -349,6 +370,9 @@ class Engine:
         """The next step, with the blocks moved that it needs elsewhere."""
         with span("schedule"):
             plan = self.scheduler.schedule()
+        if spans.is_recording():
+            with span(spans.DESCRIBE):
+                spans.begin_step(description(plan))
         self._count_admitted(plan)
         self._transfer.run(plan)
         return plan
@@ -373,10 +397,12 @@ class Engine:
         sampled: SampledTokens,
         elapsed_s: float,
     ) -> None:
-        self.ledger.book(rows, elapsed_s)
-        self.scheduler.costs.observe(plan, elapsed_s)
-        self._count(plan, sampled.faults.count(None), elapsed_s)
-        self._hand_out(outputs, sampled)
+        with span("count"):
+            self.ledger.book(rows, elapsed_s)
+            self.scheduler.costs.observe(plan, elapsed_s)
+            self._count(plan, sampled.faults.count(None), elapsed_s)
+        with span("hand out"):
+            self._hand_out(outputs, sampled)
 
     def _hand_out(self, outputs: Iterable[StepOutput | None], sampled: SampledTokens) -> None:
         for prompt in sampled.prompts:
@@ -418,6 +444,8 @@ class Engine:
             self._fail(f"the engine has failed: {type(exc).__name__}: {exc}")
         finally:
             self.clock.stop()
+        if self._trace is not None:
+            self._trace.finish(self.stats.steps)
 
     def _wait_for_work(self) -> bool:
         """False when the engine is to stop and nothing is left to do."""

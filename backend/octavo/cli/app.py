@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from octavo.cli import profile_app
 from octavo.cli.bench_app import bench_app
 from octavo.cli.gate_usage import GateCommand
 from octavo.cli.plan_app import plan_app
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 app.add_typer(bench_app, name="bench")
 app.add_typer(plan_app, name="plan")
+app.command(help=profile_app.HELP, epilog=profile_app.EPILOG)(profile_app.profile)
 
 _ENGINE, _SERVER, _NETWORK, _CANDIDATE = "Engine", "Server", "Network", "Candidate"
 _QUANTIZE_HELP = "\n\n".join(
