@@ -120,8 +120,7 @@ def recorded_on_device(
         sum(
             event.self_device_time_total
             for event in seen.key_averages()
-            if event.device_type == torch.autograd.DeviceType.CUDA
-            and not event.key.startswith("octavo ")
+            if event.device_type.name == "CUDA" and not event.key.startswith("octavo ")
         )
         / 1e6
     )
