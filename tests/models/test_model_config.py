@@ -9,7 +9,7 @@ import pytest
 from factories import TOY_CONFIG
 from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.models.model_config import ModelConfig, read_model_config
-from octavo.models.rope import RopeConfig
+from octavo.models.rope_config import RopeConfig
 from tests.models.configs import ABSENT, assert_refused, read
 
 

@@ -10,7 +10,8 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from octavo.models.rope import RopeConfig, RopeKind, RotaryTable, rope_frequencies
+from octavo.models.rope import RotaryTable, rope_frequencies
+from octavo.models.rope_config import RopeConfig, RopeKind
 from tests.models.configs import ABSENT, assert_refused, read
 
 LLAMA3 = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from octavo.errors import UnsupportedModelError
-from octavo.models.rope import RopeConfig
+from octavo.models.rope_config import RopeConfig
 from octavo.quantization.weights import StoredFormat
 
 Activation = Literal["silu", "gelu_tanh"]

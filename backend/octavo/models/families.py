@@ -9,7 +9,7 @@ from dataclasses import replace
 from octavo.errors import UnsupportedModelError
 from octavo.models.architecture import Activation, ModelConfig, TensorNames
 from octavo.models.config_section import ConfigSection
-from octavo.models.rope import ROPE_KINDS, RopeConfig, RopeKind, read_rope
+from octavo.models.rope_config import ROPE_KINDS, RopeConfig, RopeKind, read_rope
 
 DTYPES = ("bfloat16", "float16", "float32")
 MAX_LAYERS = 1024  # what is described layer by layer must not fill the memory

@@ -8,7 +8,7 @@ from octavo.errors import ConfigError, UnsupportedModelError
 from octavo.models.architecture import ModelConfig
 from octavo.models.config_section import ConfigSection, read_json
 from octavo.models.families import FAMILIES
-from octavo.models.quantized_checkpoint import read_stored_format
+from octavo.models.stored_format import read_stored_format
 
 __all__ = ["ModelConfig", "read_model_config"]
 
