@@ -9,14 +9,11 @@ from octavo import kernels
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.models.model_config import ModelConfig
+from octavo.planner import capacity
+from octavo.planner.model import BLOCK_TOKENS
 from octavo.quantization.kv import KV_FORMATS, KVLayout, layer_formats
 
 log = logging.getLogger(__name__)
-
-_AUTO_BLOCK_SIZE = 16
-# Of the memory that is free at start, on a host without a GPU: the rest stays for
-# activations, the server and the page cache of the weights' file.
-_AUTO_MEMORY_RATIO = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +44,14 @@ class DeviceMemory:
 
     def left_for_kv(self, utilization: float) -> int:
         """What `utilization` of the device leaves. Raises ConfigError if that is nothing."""
-        allowed = int(utilization * self.total)
-        left = allowed - self.taken_elsewhere - self.weights - self.step_peak - self.graphs
+        left = capacity.device_kv_bytes(
+            self.total, utilization, weight_bytes=self.weights, step_peak_bytes=self.step_peak,
+            graph_bytes=self.graphs, other_bytes=self.taken_elsewhere,
+        )  # fmt: skip
         if left <= 0:
+            allowed = _gib(int(utilization * self.total))
             raise ConfigError(
-                f"gpu_memory_utilization = {utilization:g} allows {_gib(allowed)} of "
+                f"gpu_memory_utilization = {utilization:g} allows {allowed} of "
                 f"{_gib(self.total)}; the weights take {_gib(self.weights)}, the largest step "
                 f"{_gib(self.step_peak)}, graphs {_gib(self.graphs)}, others on this GPU "
                 f"{_gib(self.taken_elsewhere)}, which leaves no KV memory; raise it, or lower "
@@ -95,16 +95,16 @@ def plan_memory(
     """
     wanted, layout = longest_context(config, model), kv_layout(config, model, compute_dtype)
     block_size, block_bytes = layout.block_size, layout.block_bytes
-    full_use = config.max_num_seqs * -(-wanted // block_size) * block_bytes
+    full_use = config.max_num_seqs * capacity.blocks_of(wanted, block_size) * block_bytes
     if left_for_kv is None:
         available = psutil.virtual_memory().available
-        budget = config.kv_cache_bytes or min(full_use, int(_AUTO_MEMORY_RATIO * available))
+        budget = config.kv_cache_bytes or capacity.host_kv_bytes(available, full_use)
     else:
         available = left_for_kv
         budget = config.kv_cache_bytes or available
     if budget > available:
         raise ConfigError(f"kv_cache_bytes = {budget}: {available} bytes of memory are available")
-    num_blocks = budget // block_bytes
+    num_blocks = capacity.pool_blocks(budget, block_bytes)
     if num_blocks < 1:
         raise ConfigError(
             f"kv_cache_bytes = {budget}: one block of {block_size} tokens takes {block_bytes} bytes"
@@ -125,7 +125,7 @@ def _block_size(config: EngineConfig, model: ModelConfig, compute_dtype: str, lo
     kv_cache_dtype, and that a context can fill, but no less than what the kernels are made for."""
     least = kernels.MIN_BLOCK_SIZE
     if config.block_bytes is None:
-        size = config.block_size or _AUTO_BLOCK_SIZE
+        size = config.block_size or BLOCK_TOKENS
         if size < least:
             log.warning("block_size = %d: kernels are made for %d tokens or more", size, least)
         return size

@@ -58,9 +58,9 @@ def decode_step_bytes(
     *,
     weight_bytes: float,
     kv_token_bytes: float,
-    sequences: int,
+    sequences: float,
     context_tokens: float,
-    shared_tokens: int = 0,
+    shared_tokens: float = 0,
 ) -> float:
     """Of one step that decodes a token of each sequence: weights once, KV read, KV written.
 
@@ -120,9 +120,9 @@ def decode_step_work(
     *,
     weight_bytes: float,
     kv_token_bytes: float,
-    sequences: int,
+    sequences: float,
     context_tokens: float,
-    shared_tokens: int = 0,
+    shared_tokens: float = 0,
 ) -> Work:
     """Of one step that decodes a token of each sequence; for the arguments see
     `decode_step_bytes`. Norms, rotary embedding and activations are left out: below one in a

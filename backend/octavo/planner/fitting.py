@@ -1,0 +1,113 @@
+"""Efficiency constants from measured steps: what `latency` multiplies a machine's peaks with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from octavo.planner.latency import UNMEASURED, Efficiency, Loaded, Speed, decode_step_s, prefill_s
+
+_FIRST_FACTOR, _LAST_FACTOR = 1.5, 1.001
+# An engine beyond these was measured wrongly, or its peaks were.
+_BOUNDS = {
+    "read_ratio": (0.01, 1.5),
+    "kv_read_ratio": (0.01, 1.5),
+    "decode_compute_ratio": (0.01, 1.5),
+    "prefill_compute_ratio": (0.01, 1.5),
+    "step_overhead_s": (1e-6, 1.0),
+}
+_DECODE = ("read_ratio", "kv_read_ratio", "decode_compute_ratio", "step_overhead_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Of the machine at the time of a sample: shared machines drift."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+
+    def speed(self, efficiency: Efficiency) -> Speed:
+        return Speed(self.read_bytes_per_s, self.flops_per_s, efficiency)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSample:
+    """A measured step that decodes a token of each of `sequences`."""
+
+    loaded: Loaded
+    peaks: Peaks
+    sequences: int
+    context_tokens: float
+    step_s: float
+    shared_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSample:
+    """A measured prompt, computed alone."""
+
+    loaded: Loaded
+    peaks: Peaks
+    prompt_tokens: int
+    chunk_tokens: int
+    ttft_s: float
+
+
+def fit_efficiency(
+    decodes: Sequence[DecodeSample],
+    prefills: Sequence[PrefillSample] = (),
+    start: Efficiency = UNMEASURED,
+) -> Efficiency:
+    """That which predicts the samples with the least mean square of the logarithm of the ratio, so
+    that short steps count as much as long ones. Without samples of a kind its constants stay as
+    they are in `start`."""
+
+    def decode_loss(own: Efficiency) -> float:
+        return sum(math.log(predicted_step_s(each, own) / each.step_s) ** 2 for each in decodes)
+
+    def prefill_loss(own: Efficiency) -> float:
+        return sum(math.log(predicted_ttft_s(each, own) / each.ttft_s) ** 2 for each in prefills)
+
+    if decodes:
+        start = _descend(decode_loss, start, _DECODE)
+    return _descend(prefill_loss, start, ("prefill_compute_ratio",)) if prefills else start
+
+
+def predicted_step_s(sample: DecodeSample, efficiency: Efficiency) -> float:
+    return decode_step_s(
+        sample.loaded,
+        sample.peaks.speed(efficiency),
+        sample.sequences,
+        sample.context_tokens,
+        sample.shared_tokens,
+    )
+
+
+def predicted_ttft_s(sample: PrefillSample, efficiency: Efficiency) -> float:
+    """Each of the prompt's chunks is a step with no decodes."""
+    speed = sample.peaks.speed(efficiency)
+    chunks = -(-sample.prompt_tokens // sample.chunk_tokens)
+    prompt_s = prefill_s(sample.loaded, speed, sample.prompt_tokens, 0, sample.chunk_tokens)
+    return prompt_s + chunks * decode_step_s(sample.loaded, speed, 0, 0)
+
+
+def _descend(
+    loss: Callable[[Efficiency], float], start: Efficiency, names: Sequence[str]
+) -> Efficiency:
+    """Compass search over the constants' logarithms: the loss of four constants and some ten
+    samples has no use for more."""
+    best, best_loss, factor = start, loss(start), _FIRST_FACTOR
+    while factor > _LAST_FACTOR:
+        improved = False
+        for name in names:
+            low, high = _BOUNDS[name]
+            for step in (factor, 1 / factor):
+                value = min(max(getattr(best, name) * step, low), high)
+                tried = replace(best, **{name: value})
+                tried_loss = loss(tried)
+                if tried_loss < best_loss:
+                    best, best_loss, improved = tried, tried_loss, True
+        if not improved:
+            factor = math.sqrt(factor)
+    return best

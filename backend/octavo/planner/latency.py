@@ -1,0 +1,182 @@
+"""How long steps take, and so TTFT, TPOT and requests per second at a batch.
+
+A step of the engine computes a token of each running sequence and beside them a chunk of a prompt.
+Memory and compute overlap in part: the time of both together is the root of the sum of their
+squares, between the larger (the roofline, where they overlap wholly) and the sum (not at all).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from octavo.planner.capacity import Request
+from octavo.planner.model import ModelSizes
+from octavo.planner.roofline import (
+    Work,
+    attention_work,
+    decode_step_work,
+    mean_decode_context_tokens,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Shares of a machine's peaks that the engine reaches, and what a step takes beside them.
+
+    The defaults are for hardware that nobody has measured: batch-1 decoding at 70 % of the
+    bandwidth is what the best engines publish for 8B models (gpt-fast on an A100, SGLang on an
+    H100); half of the peak for matrices is what they reach in prefill. Fit your own: `fitting`.
+    """
+
+    read_ratio: float = 0.7
+    kv_read_ratio: float = 0.7
+    decode_compute_ratio: float = 0.5
+    prefill_compute_ratio: float = 0.5
+    step_overhead_s: float = 0.0005
+
+
+UNMEASURED = Efficiency()
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Peaks of one accelerator or host: reads, and FLOPs in the format that is multiplied."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+    efficiency: Efficiency = UNMEASURED
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model as it is held: bytes of weights that a step reads, and of a token in KV memory."""
+
+    model: ModelSizes
+    step_weight_bytes: int
+    kv_token_bytes: float
+
+
+def decode_step_s(
+    loaded: Loaded, speed: Speed, sequences: float, context_tokens: float, shared_tokens: int = 0
+) -> float:
+    """Of a step that decodes a token of each sequence, with `context_tokens` before it."""
+    own, work = speed.efficiency, decode_work(loaded, sequences, context_tokens, shared_tokens)
+    kv_bytes = work.bytes - loaded.step_weight_bytes
+    reading_s = (
+        loaded.step_weight_bytes / own.read_ratio + kv_bytes / own.kv_read_ratio
+    ) / speed.read_bytes_per_s
+    computing_s = work.flops / (own.decode_compute_ratio * speed.flops_per_s)
+    return own.step_overhead_s + math.hypot(reading_s, computing_s)
+
+
+def decode_mbu_ratio(
+    loaded: Loaded, speed: Speed, sequences: float, context_tokens: float, shared_tokens: int = 0
+) -> float:
+    work = decode_work(loaded, sequences, context_tokens, shared_tokens)
+    elapsed_s = decode_step_s(loaded, speed, sequences, context_tokens, shared_tokens)
+    return work.bytes / elapsed_s / speed.read_bytes_per_s
+
+
+def decode_work(
+    loaded: Loaded, sequences: float, context_tokens: float, shared_tokens: int = 0
+) -> Work:
+    """Of such a step. A window that has moved on reads nothing of what is shared."""
+    read_tokens = loaded.model.read_context_tokens(context_tokens)
+    return decode_step_work(
+        loaded.model.shape,
+        weight_bytes=loaded.step_weight_bytes,
+        kv_token_bytes=loaded.kv_token_bytes,
+        sequences=sequences,
+        context_tokens=read_tokens,
+        shared_tokens=min(shared_tokens, read_tokens) if read_tokens == context_tokens else 0,
+    )
+
+
+def prefill_s(
+    loaded: Loaded, speed: Speed, prompt_tokens: int, cached_tokens: int, chunk_tokens: int
+) -> float:
+    """Of the tokens of a prompt that are not cached, beside decodes: what its chunks add to the
+    steps that they are part of. Such a step reads the weights anyway."""
+    own, total_s, first = speed.efficiency, 0.0, cached_tokens
+    while first < prompt_tokens:
+        last = min(first + chunk_tokens, prompt_tokens)
+        work = prefill_work(loaded, last - first, last)
+        reading_s = work.bytes / (own.kv_read_ratio * speed.read_bytes_per_s)
+        computing_s = work.flops / (own.prefill_compute_ratio * speed.flops_per_s)
+        total_s += math.hypot(reading_s, computing_s)
+        first = last
+    return total_s
+
+
+def prefill_work(loaded: Loaded, tokens: int, context_tokens: int) -> Work:
+    """Of one chunk, without the weights' bytes, its last token at `context_tokens`: layers of each
+    token, lm_head of the last."""
+    shape = loaded.model.shape
+    weights = shape.num_layers * sum(math.prod(m) for m in shape.layer_matrices().values())
+    read = round(loaded.model.read_context_tokens(context_tokens))
+    attention = attention_work(
+        sequences=1, query_tokens=min(tokens, read), context_tokens=read,
+        num_heads=shape.num_heads, head_dim=shape.head_dim, kv_token_bytes=0, number_bytes=0,
+    )  # fmt: skip
+    return Work(
+        bytes=loaded.kv_token_bytes * (read + tokens),
+        flops=2 * (tokens * weights + math.prod(shape.lm_head))
+        + shape.num_layers * attention.flops,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Of an engine that keeps `batch` requests running.
+
+    requests_per_s: that it finishes
+    prefill_s, decode_s: of its time that one request takes
+    """
+
+    batch: float
+    ttft_s: float
+    tpot_s: float
+    requests_per_s: float
+    prefill_s: float
+    decode_s: float
+    step_s: float
+    mbu_ratio: float
+
+
+def predict(
+    loaded: Loaded,
+    speed: Speed,
+    request: Request,
+    batch: float,
+    *,
+    chunk_tokens: int,
+    block_tokens: int,
+    share_prefix: bool = True,
+) -> Prediction:
+    """In the steady state, requests all alike: one that ends makes room for the next.
+
+    A request holds its place for as many steps as its prompt has chunks, and for a step for each
+    further token. Meanwhile each of the others begins once, and its prompt makes those steps
+    longer. TTFT is what Little's law leaves: batch = requests_per_s · (TTFT + steps · TPOT).
+    """
+    cached = request.cached_tokens(block_tokens) if share_prefix else 0
+    prompt_s = prefill_s(loaded, speed, request.prompt_tokens, cached, chunk_tokens)
+    chunks = -(-(request.prompt_tokens - cached) // chunk_tokens)
+    steps = request.output_tokens - 1
+    context = mean_decode_context_tokens(request.prompt_tokens, max(request.output_tokens, 2))
+    step_s = decode_step_s(loaded, speed, batch, context, cached)
+    # While it is its own prompt's turn, one fewer decodes.
+    beside_s = decode_step_s(loaded, speed, max(batch - 1, 0), context, cached)
+    late_s = max(batch - 1, 0) * prompt_s / (steps + chunks)
+    decode_s = (steps * step_s + chunks * beside_s) / batch
+    return Prediction(
+        batch=batch,
+        ttft_s=prompt_s + chunks * (beside_s + late_s),
+        tpot_s=step_s + late_s if steps else 0.0,
+        requests_per_s=1 / (prompt_s + decode_s),
+        prefill_s=prompt_s,
+        decode_s=decode_s,
+        step_s=step_s,
+        mbu_ratio=decode_mbu_ratio(loaded, speed, batch, context, cached),
+    )
