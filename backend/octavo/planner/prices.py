@@ -1,0 +1,155 @@
+"""Prices of machines and of token-based APIs: prices.toml, and an operator's file over it.
+
+No price is invented: what is not in a file has to be given. An old one is flagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import ConfigError
+from octavo.planner.checks import number
+from octavo.planner.tables import entry, own_table, read_table
+
+MAX_AGE_DAYS = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """Where a price is from, and of when."""
+
+    name: str
+    as_of: date
+    source: str
+    region: str
+
+    def stale_note(self, today: date) -> str | None:
+        """What to say wherever the price is used, if it is old."""
+        age_days = (today - self.as_of).days
+        if age_days <= MAX_AGE_DAYS:
+            return None
+        return (
+            f"the price of {self.name} is of {self.as_of} ({age_days} days old, more than "
+            f"{MAX_AGE_DAYS}): check it at {self.source}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePrice:
+    """spot_usd_per_hour: the lowest and the highest seen
+    reserved_usd_per_hour: of an operator's file only"""
+
+    quote: Quote
+    usd_per_hour: float
+    spot_usd_per_hour: tuple[float, float] | None = None
+    reserved_usd_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrice:
+    quote: Quote
+    input_cost_per_token: float
+    output_cost_per_token: float
+    cache_read_input_token_cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    machines: Mapping[str, MachinePrice]
+    models: Mapping[str, TokenPrice]
+
+    def machine(self, name: str) -> MachinePrice:
+        """Raises ConfigError."""
+        found: MachinePrice = entry(dict(self.machines), name, "price of machine")
+        return found
+
+    def model(self, name: str) -> TokenPrice:
+        """Raises ConfigError."""
+        found: TokenPrice = entry(dict(self.models), name, "price of API model")
+        return found
+
+
+@cache
+def load_prices(path: Path | None = None) -> Prices:
+    """The project's, with those of `path` in place of the ones that it names too.
+
+    Raises ConfigError naming file, field, value and limit.
+    """
+    own = _read(own_table("prices.toml"), "prices.toml")
+    if path is None:
+        return own
+    given = _read(read_table(path), str(path))
+    return Prices({**own.machines, **given.machines}, {**own.models, **given.models})
+
+
+def _read(table: dict[str, Any], where: str) -> Prices:
+    unknown = set(table) - {"machines", "models"}
+    if unknown:
+        raise ConfigError(f"{where}: {', '.join(sorted(unknown))}: tables are machines and models")
+    return Prices(
+        {name: _machine(name, row, where) for name, row in _rows(table, "machines", where)},
+        {name: _model(name, row, where) for name, row in _rows(table, "models", where)},
+    )
+
+
+def _rows(table: dict[str, Any], kind: str, where: str) -> list[tuple[str, dict[str, Any]]]:
+    rows = table.get(kind, {})
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise ConfigError(f"{where}: {kind} should be tables [{kind}.NAME]")
+    return list(rows.items())
+
+
+def _machine(name: str, row: dict[str, Any], where: str) -> MachinePrice:
+    field = f"{where}: machines.{name}"
+    spot = row.get("spot_usd_per_hour")
+    if spot is not None and (not isinstance(spot, list) or len(spot) != 2):
+        raise ConfigError(f"{field}.spot_usd_per_hour = {spot!r}: [lowest, highest] is expected")
+    reserved = row.get("reserved_usd_per_hour")
+    return MachinePrice(
+        quote=_quote(name, row, field),
+        usd_per_hour=_price(row, field, "usd_per_hour"),
+        spot_usd_per_hour=None if spot is None else _spot(spot, field),
+        reserved_usd_per_hour=None
+        if reserved is None
+        else _price(row, field, "reserved_usd_per_hour"),
+    )
+
+
+def _spot(spot: list[object], field: str) -> tuple[float, float]:
+    low, high = (number(f"{field}.spot_usd_per_hour", each) for each in spot)
+    if low > high:
+        raise ConfigError(f"{field}.spot_usd_per_hour = {spot!r}: the lowest comes first")
+    return low, high
+
+
+def _model(name: str, row: dict[str, Any], where: str) -> TokenPrice:
+    field = f"{where}: models.{name}"
+    cached = "cache_read_input_token_cost"
+    return TokenPrice(
+        quote=_quote(name, row, field),
+        input_cost_per_token=_price(row, field, "input_cost_per_token"),
+        output_cost_per_token=_price(row, field, "output_cost_per_token"),
+        cache_read_input_token_cost=_price(row, field, cached) if cached in row else None,
+    )
+
+
+def _price(row: dict[str, Any], field: str, key: str) -> float:
+    if key not in row:
+        raise ConfigError(f"{field}.{key} is missing; dollars are expected, 0 or more")
+    return number(f"{field}.{key}", row[key])
+
+
+def _quote(name: str, row: dict[str, Any], field: str) -> Quote:
+    as_of = row.get("as_of")
+    # A datetime is a date too, and does not compare with one.
+    if type(as_of) is not date:
+        raise ConfigError(f"{field}.as_of = {as_of!r}: a date is expected, such as 2026-11-01")
+    for key in ("source", "region"):
+        if not isinstance(row.get(key), str) or not row[key]:
+            raise ConfigError(f"{field}.{key} = {row.get(key)!r}: text is expected")
+    return Quote(name, as_of, row["source"], row["region"])
