@@ -10,7 +10,7 @@ from octavo.models.config_section import ConfigSection, read_json
 from octavo.models.families import FAMILIES
 from octavo.models.stored_format import read_stored_format
 
-__all__ = ["ModelConfig", "read_model_config"]
+__all__ = ["ModelConfig", "model_config", "read_model_config"]
 
 
 def read_model_config(folder: Path) -> ModelConfig:
@@ -20,18 +20,19 @@ def read_model_config(folder: Path) -> ModelConfig:
     decoder cannot compute it.
     """
     config = read_json(folder / "config.json")
+    model = model_config(config)
+    return replace(model, eos_token_ids=_eos_token_ids(config, folder, model.vocab_size))
+
+
+def model_config(config: dict[str, Any]) -> ModelConfig:
+    """Of the content of a config.json, all but the ids of ends. Raises as `read_model_config`."""
     architectures = config.get("architectures")
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise UnsupportedModelError("architectures", architectures, ", ".join(FAMILIES))
     section = ConfigSection(config)
-    model = family(section)
-    return replace(
-        model,
-        eos_token_ids=_eos_token_ids(config, folder, model.vocab_size),
-        stored_format=read_stored_format(section),
-    )
+    return replace(family(section), stored_format=read_stored_format(section))
 
 
 def _eos_token_ids(config: dict[str, Any], folder: Path, vocab_size: int) -> tuple[int, ...]:

@@ -40,7 +40,6 @@ class DecodeSample:
     sequences: int
     context_tokens: float
     step_s: float
-    shared_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,6 @@ def predicted_step_s(sample: DecodeSample, efficiency: Efficiency) -> float:
         sample.peaks.speed(efficiency),
         sample.sequences,
         sample.context_tokens,
-        sample.shared_tokens,
     )
 
 

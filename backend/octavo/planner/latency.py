@@ -57,11 +57,9 @@ class Loaded:
     kv_token_bytes: float
 
 
-def decode_step_s(
-    loaded: Loaded, speed: Speed, sequences: float, context_tokens: float, shared_tokens: int = 0
-) -> float:
+def decode_step_s(loaded: Loaded, speed: Speed, sequences: float, context_tokens: float) -> float:
     """Of a step that decodes a token of each sequence, with `context_tokens` before it."""
-    own, work = speed.efficiency, decode_work(loaded, sequences, context_tokens, shared_tokens)
+    own, work = speed.efficiency, decode_work(loaded, sequences, context_tokens)
     kv_bytes = work.bytes - loaded.step_weight_bytes
     reading_s = (
         loaded.step_weight_bytes / own.read_ratio + kv_bytes / own.kv_read_ratio
@@ -71,25 +69,21 @@ def decode_step_s(
 
 
 def decode_mbu_ratio(
-    loaded: Loaded, speed: Speed, sequences: float, context_tokens: float, shared_tokens: int = 0
+    loaded: Loaded, speed: Speed, sequences: float, context_tokens: float
 ) -> float:
-    work = decode_work(loaded, sequences, context_tokens, shared_tokens)
-    elapsed_s = decode_step_s(loaded, speed, sequences, context_tokens, shared_tokens)
+    work = decode_work(loaded, sequences, context_tokens)
+    elapsed_s = decode_step_s(loaded, speed, sequences, context_tokens)
     return work.bytes / elapsed_s / speed.read_bytes_per_s
 
 
-def decode_work(
-    loaded: Loaded, sequences: float, context_tokens: float, shared_tokens: int = 0
-) -> Work:
-    """Of such a step. A window that has moved on reads nothing of what is shared."""
-    read_tokens = loaded.model.read_context_tokens(context_tokens)
+def decode_work(loaded: Loaded, sequences: float, context_tokens: float) -> Work:
+    """Of such a step. A shared prefix is held once and read by each of its sequences."""
     return decode_step_work(
         loaded.model.shape,
         weight_bytes=loaded.step_weight_bytes,
         kv_token_bytes=loaded.kv_token_bytes,
         sequences=sequences,
-        context_tokens=read_tokens,
-        shared_tokens=min(shared_tokens, read_tokens) if read_tokens == context_tokens else 0,
+        context_tokens=loaded.model.read_context_tokens(context_tokens),
     )
 
 
@@ -165,9 +159,9 @@ def predict(
     chunks = -(-(request.prompt_tokens - cached) // chunk_tokens)
     steps = request.output_tokens - 1
     context = mean_decode_context_tokens(request.prompt_tokens, max(request.output_tokens, 2))
-    step_s = decode_step_s(loaded, speed, batch, context, cached)
+    step_s = decode_step_s(loaded, speed, batch, context)
     # While it is its own prompt's turn, one fewer decodes.
-    beside_s = decode_step_s(loaded, speed, max(batch - 1, 0), context, cached)
+    beside_s = decode_step_s(loaded, speed, max(batch - 1, 0), context)
     late_s = max(batch - 1, 0) * prompt_s / (steps + chunks)
     decode_s = (steps * step_s + chunks * beside_s) / batch
     return Prediction(
@@ -178,5 +172,5 @@ def predict(
         prefill_s=prompt_s,
         decode_s=decode_s,
         step_s=step_s,
-        mbu_ratio=decode_mbu_ratio(loaded, speed, batch, context, cached),
+        mbu_ratio=decode_mbu_ratio(loaded, speed, batch, context),
     )

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo.errors import ConfigError
 from octavo.planner.roofline import DecoderShape
 from octavo.quantization.kv import KVLayout, layer_formats
-from octavo.quantization.weights import WEIGHT_FORMATS, WeightFormat, matrix_format, weight_format
+from octavo.quantization.weights import (
+    GROUP_SIZES,
+    WEIGHT_FORMATS,
+    WeightFormat,
+    matrix_format,
+    weight_format,
+)
 
 BLOCK_TOKENS = 16  # the engine's, unless a setting says otherwise
-_GROUP_SIZE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,19 @@ class WeightBytes:
     step: int
 
 
-def format_of(model: ModelSizes, name: str = "auto", group_size: int = _GROUP_SIZE) -> WeightFormat:
-    """Of a setting `weight_format`. Raises ConfigError for a group that rows are no multiple of."""
-    if name == "auto" and model.stored_format is not None:
-        return model.stored_format
-    own = weight_format(name, group_size, model.dtype)
+def format_of(model: ModelSizes, name: str = "auto", group_size: int | None = None) -> WeightFormat:
+    """Of a setting `weight_format`; without a group size the largest that the model's rows are
+    multiples of. Raises ConfigError if there is none."""
+    if model.stored_format is not None:
+        if name == "auto":
+            return model.stored_format
+        raise ConfigError(
+            f"weight_format = {name!r}: the checkpoint's weights are quantized already "
+            f"({model.stored_format}); use 'auto'"
+        )
+    widths = [width for _, width in model.shape.layer_matrices().values()]
+    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
+    own = weight_format(name, group_size or max(fitting, default=GROUP_SIZES[0]), model.dtype)
     for matrix, (_, width) in model.shape.layer_matrices().items():
         own.check_fits(f"{model.name} {matrix}", width)
     return own

@@ -23,11 +23,12 @@ def own_table(name: str) -> dict[str, Any]:
 def read_table(path: Path) -> dict[str, Any]:
     """Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from None
+    return table
 
 
 def entry(table: dict[str, Any], name: str, kind: str) -> Any:
