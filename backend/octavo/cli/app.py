@@ -9,6 +9,7 @@ import typer
 
 from octavo.cli.bench_app import bench_app
 from octavo.cli.gate_usage import GateCommand
+from octavo.cli.plan_app import plan_app
 from octavo.cli.triton_flags import CONTAINER_VERSION
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench_app, name="bench")
+app.add_typer(plan_app, name="plan")
 
 _ENGINE, _SERVER, _NETWORK, _CANDIDATE = "Engine", "Server", "Network", "Candidate"
 _QUANTIZE_HELP = "\n\n".join(

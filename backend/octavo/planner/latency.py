@@ -151,18 +151,20 @@ def predict(
     """In the steady state, requests all alike: one that ends makes room for the next.
 
     A request holds its place for as many steps as its prompt has chunks, and for a step for each
-    further token. Meanwhile each of the others begins once, and its prompt makes those steps
-    longer. TTFT is what Little's law leaves: batch = requests_per_s · (TTFT + steps · TPOT).
+    further token; in those it decodes. Meanwhile each of the others begins once, and its prompt
+    makes those steps longer. TTFT is what Little's law leaves: batch = requests_per_s · (TTFT +
+    steps · TPOT).
     """
     cached = request.cached_tokens(block_tokens) if share_prefix else 0
     prompt_s = prefill_s(loaded, speed, request.prompt_tokens, cached, chunk_tokens)
     chunks = -(-(request.prompt_tokens - cached) // chunk_tokens)
     steps = request.output_tokens - 1
     context = mean_decode_context_tokens(request.prompt_tokens, max(request.output_tokens, 2))
-    step_s = decode_step_s(loaded, speed, batch, context)
-    # While it is its own prompt's turn, one fewer decodes.
-    beside_s = decode_step_s(loaded, speed, max(batch - 1, 0), context)
-    late_s = max(batch - 1, 0) * prompt_s / (steps + chunks)
+    others = max(batch - 1, 0)
+    decoding = others * steps / (steps + chunks)  # of the others, in the mean
+    step_s = decode_step_s(loaded, speed, decoding + 1, context)
+    beside_s = decode_step_s(loaded, speed, decoding, context)  # a chunk of its own prompt
+    late_s = others * prompt_s / (steps + chunks)
     decode_s = (steps * step_s + chunks * beside_s) / batch
     return Prediction(
         batch=batch,
@@ -172,5 +174,5 @@ def predict(
         prefill_s=prompt_s,
         decode_s=decode_s,
         step_s=step_s,
-        mbu_ratio=decode_mbu_ratio(loaded, speed, batch, context),
+        mbu_ratio=decode_mbu_ratio(loaded, speed, decoding + 1, context),
     )

@@ -5,7 +5,7 @@ No price is invented: what is not in a file has to be given. An old one is flagg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -28,15 +28,24 @@ class Quote:
     source: str
     region: str
 
-    def stale_note(self, today: date) -> str | None:
-        """What to say wherever the price is used, if it is old."""
-        age_days = (today - self.as_of).days
-        if age_days <= MAX_AGE_DAYS:
-            return None
-        return (
-            f"the price of {self.name} is of {self.as_of} ({age_days} days old, more than "
-            f"{MAX_AGE_DAYS}): check it at {self.source}"
-        )
+    def age_days(self, today: date) -> int:
+        return (today - self.as_of).days
+
+    def is_stale(self, today: date) -> bool:
+        return self.age_days(today) > MAX_AGE_DAYS
+
+
+def stale_notes(quotes: Iterable[Quote], today: date) -> list[str]:
+    """What to say wherever prices are used that are old: a sentence for each source and date."""
+    names: dict[tuple[date, str], list[str]] = {}
+    for quote in quotes:
+        if quote.is_stale(today):
+            names.setdefault((quote.as_of, quote.source), []).append(quote.name)
+    return [
+        f"old price: {', '.join(dict.fromkeys(named))} of {as_of}, {(today - as_of).days} days ago "
+        f"(more than {MAX_AGE_DAYS}); check {source}"
+        for (as_of, source), named in names.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)

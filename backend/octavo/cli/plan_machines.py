@@ -1,0 +1,95 @@
+"""What `octavo plan` computes on: machines of the catalog or this one, each with its price."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from octavo.errors import ConfigError
+from octavo.planner.checks import number
+from octavo.planner.hardware import Accelerator, Machine, find_machine, machines_with
+from octavo.planner.latency import UNMEASURED, Efficiency
+from octavo.planner.prices import Prices, Quote
+
+THIS_MACHINE = "this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """machine_usd_per_hour: of the whole machine; None: no price is known
+    is_whole: it is rented as a whole; else one accelerator's share of the price is taken
+    note: what the reader has to know of the price
+    quote: where it is from; None: it was given
+    """
+
+    machine: Machine
+    machine_usd_per_hour: float | None
+    is_whole: bool
+    note: str | None = None
+    quote: Quote | None = None
+
+
+def candidate(name: str, prices: Prices, usd_per_hour: float | None) -> Candidate:
+    """Of the catalog. Raises ConfigError."""
+    machine = find_machine(name)
+    if usd_per_hour is not None:
+        return Candidate(machine, usd_per_hour, is_whole=True)
+    if name in prices.machines:
+        price = prices.machines[name]
+        return Candidate(machine, price.usd_per_hour, True, None, price.quote)
+    for holder in machines_with(name):
+        if holder.name in prices.machines:
+            price = prices.machines[holder.name]
+            return Candidate(
+                Machine(name, machine.accelerator, holder.count),
+                price.usd_per_hour,
+                is_whole=False,
+                note=f"{name} is priced as one of {holder.count} in {holder.name}",
+                quote=price.quote,
+            )
+    return Candidate(machine, None, True, f"no price of {name} is known; give --price")
+
+
+def this_machine(activation: str, usd_per_hour: float | None) -> Candidate:
+    """This one's processors, measured by the engine's kernels. Raises OctavoError."""
+    import psutil
+
+    from octavo.benchmarks.machine import machine
+    from octavo.benchmarks.peak_probe import PeakProbe
+    from octavo.cli.paths import cache_dir
+
+    found = machine()
+    cores = int(str(found["cores"]))
+    with PeakProbe(cores, "auto", cache_dir() / "kernels", activation) as probe:  # type: ignore[arg-type]
+        peaks = probe.measure()
+    accelerator = Accelerator(
+        name=THIS_MACHINE,
+        title=f"this machine ({found['cpu_model']}, {cores} cores)",
+        kind="cpu",
+        memory_bytes=psutil.virtual_memory().available,
+        read_bytes_per_s=peaks.read_bytes_per_s,
+        flops_per_s={activation: peaks.flops_per_s},
+        power_w=None,
+        sources={"read_bytes_per_s": "measured now", "flops_per_s": "measured now"},
+    )
+    note = None if usd_per_hour is not None else "this machine has no price; give --price"
+    return Candidate(Machine(THIS_MACHINE, accelerator, 1), usd_per_hour, True, note)
+
+
+def read_constants(path: Path | None) -> Efficiency:
+    """Raises ConfigError."""
+    if path is None:
+        return UNMEASURED
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"--constants = {path}: {exc}") from None
+    if isinstance(values, dict):
+        values = values.get("efficiency", values)
+    names = [field.name for field in fields(Efficiency)]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise ConfigError(f"--constants = {path}: an object with {', '.join(names)} is expected")
+    return Efficiency(
+        **{name: number(f"{path}: {name}", values[name], above=True) for name in names}
+    )

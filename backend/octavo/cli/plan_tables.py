@@ -1,0 +1,228 @@
+"""What `octavo plan MODEL` prints: one machine at length, several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from octavo.planner.latency import Prediction
+from octavo.planner.limits import gib, milliseconds
+from octavo.planner.model import ModelSizes
+from octavo.planner.plan import Bill, Workload
+from octavo.planner.prices import stale_notes
+
+if TYPE_CHECKING:
+    from octavo.cli.plan_model import Planned
+
+_NONE = "–"
+
+
+def show(
+    console: Console,
+    model: ModelSizes,
+    workload: Workload,
+    found: Sequence[Planned],
+    *,
+    is_assumed: bool,
+) -> None:
+    console.print(f"{model.name}: {_load(workload)}", style="bold", soft_wrap=True)
+    if len(found) == 1:
+        _alone(console, model, found[0])
+    else:
+        _side_by_side(console, found)
+    console.print()
+    notes = [each.candidate.note for each in found if each.candidate.note]
+    quotes = [each.candidate.quote for each in found if each.candidate.quote]
+    notes += stale_notes(quotes, date.today())
+    if any(stage.is_gated for each in found for stage in each.stages):
+        notes.append("* changes what the model computes: measure its quality with octavo gate")
+    if is_assumed:
+        notes.append(
+            "times assume 70 % of the bandwidth and half of the FLOPs, as good engines reach; fit "
+            "yours with bench/plan_check.py and give --constants"
+        )
+    for note in dict.fromkeys(notes):
+        console.print(f"Note: {note}", style="dim", soft_wrap=True)
+
+
+def _load(workload: Workload) -> str:
+    request, slo = workload.request, workload.slo
+    shared = f" ({request.shared_tokens:,} of them shared)" if request.shared_tokens else ""
+    rate = "" if workload.requests_per_s is None else f", {workload.requests_per_s:g} requests/s"
+    return (
+        f"{request.prompt_tokens:,} prompt{shared} + {request.output_tokens:,} output tokens{rate}"
+        f"; TTFT ≤ {slo.ttft_s:g} s, TPOT ≤ {slo.tpot_s * 1e3:g} ms"
+    )
+
+
+def _plain(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def _alone(console: Console, model: ModelSizes, planned: Planned) -> None:
+    outcome, fit = planned.outcome, planned.outcome.fit
+    console.print(f"on {planned.candidate.machine.accelerator.title}", soft_wrap=True)
+    console.print()
+    console.print(
+        f"Weights {gib(fit.weights.stored)} ({gib(fit.weights.step)} read a step) · KV memory "
+        f"{_memory(planned)} · a token {gib(fit.token_bytes)} · a "
+        f"request {gib(fit.request_bytes)}",
+        soft_wrap=True,
+    )
+    console.print()
+    own = model.dtype if model.stored_format is None else str(model.stored_format)
+    table = _plain("Requests that fit", *(f"KV {_named(kv, model.dtype)}" for kv in _kvs(planned)))
+    for weights, by_kv in planned.fits.items():
+        cells = (_NONE if count is None else f"{count:,}" for count in by_kv.values())
+        table.add_row(f"weights {_named(weights, own)}", *cells)
+    console.print(table)
+    if outcome.best is not None:
+        console.print()
+        console.print(_speeds(planned))
+    if planned.bill is not None:
+        console.print()
+        console.print(_costs(planned, planned.bill))
+    console.print()
+    console.print(planned.limit, style="bold", soft_wrap=True)
+    console.print()
+    console.print(_stages(planned))
+    if planned.advice:
+        console.print()
+        console.print(planned.advice, style="bold", soft_wrap=True)
+
+
+def _memory(planned: Planned) -> str:
+    num_bytes = planned.outcome.fit.kv_bytes
+    return gib(num_bytes) if num_bytes > 0 else "none"
+
+
+def _kvs(planned: Planned) -> list[str]:
+    return list(next(iter(planned.fits.values())))
+
+
+def _named(name: str, own: str) -> str:
+    return own if name == "auto" else name
+
+
+def _speeds(planned: Planned) -> Table:
+    """Of one request alone, at the largest batch, at the rate."""
+    outcome, bill = planned.outcome, planned.bill
+    table = _plain("", "batch", "TTFT", "TPOT", "output tok/s", "MBU")
+    rows: list[tuple[str, Prediction | None]] = [
+        ("one request alone", outcome.lone),
+        ("largest batch within the SLO", outcome.best),
+    ]
+    if bill is not None:
+        rows.append(
+            (f"as planned: {bill.requests_per_s / bill.replicas:.3g} requests/s each", bill.at_load)
+        )
+    output_tokens = outcome.engine.request.output_tokens
+    for name, found in rows:
+        assert found is not None
+        table.add_row(
+            name, f"{found.batch:,.4g}", milliseconds(found.ttft_s), milliseconds(found.tpot_s),
+            f"{found.requests_per_s * output_tokens:,.0f}", f"{found.mbu_ratio:.0%}",
+        )  # fmt: skip
+    return table
+
+
+def _costs(planned: Planned, bill: Bill) -> Table:
+    table = _plain("Cost", "")
+    name = planned.candidate.machine.name
+    number = bill.machines if planned.candidate.is_whole else bill.replicas
+    for heading, value in (
+        (f"dollars an hour, {number:,.0f} × {name}", bill.usd_per_hour),
+        ("dollars per million good output tokens", bill.usd_per_million_good_tokens),
+        ("by the engine's time: per million output tokens", bill.output_usd_per_million),
+        ("and per million prompt tokens", bill.input_usd_per_million),
+    ):
+        table.add_row(heading, usd(value))
+    return table
+
+
+def usd(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"${value:,.3g}" if value < 1 else f"${value:,.2f}"
+
+
+def _stages(planned: Planned) -> Table:
+    table = _plain("Playbook", "frees", "fit", "batch", "TPOT", "$/M good")
+    for stage, cost in zip(planned.stages, planned.stage_costs, strict=True):
+        found = stage.outcome.best
+        freed = gib(stage.freed_bytes) if stage.freed_bytes > 0 else ""
+        table.add_row(
+            stage.name + " *" * stage.is_gated, freed, f"{stage.outcome.fit.requests:,}",
+            _NONE if found is None else f"{found.batch:,.0f}",
+            _NONE if found is None else milliseconds(found.tpot_s),
+            usd(cost),
+        )  # fmt: skip
+    return table
+
+
+def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
+    table = _plain("", *(each.candidate.machine.name for each in found))
+
+    def row(name: str, cells: Sequence[str]) -> None:
+        table.add_row(name, *cells)
+
+    def best(each: Planned, shown: str) -> str:
+        prediction, bill = each.outcome.best, each.bill
+        if prediction is None:
+            return _NONE
+        output = each.outcome.engine.request.output_tokens
+        values = {
+            "batch": f"{prediction.batch:,.0f}",
+            "ttft": milliseconds(prediction.ttft_s),
+            "tpot": milliseconds(prediction.tpot_s),
+            "speed": f"{prediction.requests_per_s * output:,.0f}",
+            "mbu": f"{prediction.mbu_ratio:.0%}",
+            "replicas": _NONE if bill is None else f"{bill.replicas:,}",
+            "hour": usd(None if bill is None else bill.usd_per_hour),
+            "good": usd(None if bill is None else bill.usd_per_million_good_tokens),
+        }
+        return values[shown]
+
+    row(
+        "KV memory",
+        [
+            gib(each.outcome.fit.kv_bytes) if each.outcome.fit.kv_bytes > 0 else "none"
+            for each in found
+        ],
+    )
+    row("requests that fit", [f"{each.outcome.fit.requests:,}" for each in found])
+    row("binds", [each.outcome.limit for each in found])
+    table.add_row()
+    for name, shown in (
+        ("largest batch within the SLO", "batch"), ("TTFT", "ttft"), ("TPOT", "tpot"),
+        ("output tok/s of an engine", "speed"), ("MBU", "mbu"), ("engines", "replicas"),
+        ("$ per hour", "hour"), ("$ per million good tokens", "good"),
+    ):  # fmt: skip
+        row(name, [best(each, shown) for each in found])
+    console.print()
+    console.print(table)
+    console.print()
+    for each in found:
+        console.print(f"{each.candidate.machine.name}: {each.limit}", soft_wrap=True)
+    priced = [each for each in found if each.bill is not None]
+    if len(priced) > 1:
+        first, second = sorted(priced, key=_cost)[:2]
+        console.print()
+        console.print(
+            f"{first.candidate.machine.name} is the cheapest: {usd(_cost(first))} per million good "
+            f"tokens, {1 - _cost(first) / _cost(second):.0%} less than "
+            f"{second.candidate.machine.name}.",
+            style="bold", soft_wrap=True,
+        )  # fmt: skip
+
+
+def _cost(planned: Planned) -> float:
+    assert planned.bill is not None
+    return planned.bill.usd_per_million_good_tokens
