@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from octavo.cli import plan_contracts_app
+
 _WORKLOAD, _ENGINE, _MACHINE, _OUTPUT = "Workload", "Engine", "Machine and price", "Output"
 
 
@@ -195,3 +197,6 @@ def model(
         json_file=json_file,
     )
     raise typer.Exit(command.show_known() if list_names else command.run(options))
+
+
+plan_contracts_app.register(plan_app)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -14,6 +13,7 @@ from rich.console import Console
 from octavo.cli import plan_tables
 from octavo.cli.bench_options import check_file, parsed_bytes
 from octavo.cli.plan_machines import Candidate, candidate, read_constants, this_machine
+from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, write_json
 from octavo.config import SLO
 from octavo.errors import ConfigError, OctavoError
 from octavo.models.known import find_config, known_names
@@ -30,7 +30,6 @@ from octavo.planner.prices import Prices, load_prices
 from octavo.planner.setup import Setup, fit
 from octavo.planner.stages import Stage, stages
 
-EXIT_PLANNED, EXIT_BAD_INPUT = 0, 2
 WEIGHT_FORMATS, KV_FORMATS = ("auto", "int8", "int4"), ("auto", "int8")
 
 # Tables need the width; where nobody looks on, lines may be as long.
@@ -92,7 +91,7 @@ def run(options: Options) -> int:
             for each in _candidates(options, model)
         ]
         if options.json_file is not None:
-            _write(options.json_file, document(model, workload, efficiency, found))
+            write_json(options.json_file, document(model, workload, efficiency, found))
         if options.json_file != Path("-"):
             plan_tables.show(_out, model, workload, found, is_assumed=efficiency == UNMEASURED)
         if all(each.outcome.best is None for each in found):
@@ -257,14 +256,3 @@ def _machine_document(planned: Planned) -> dict[str, Any]:
         ],
         "advice": planned.advice,
     }
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    if file == Path("-"):
-        print(text, end="")
-        return
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"--json = {file}: {exc}") from None

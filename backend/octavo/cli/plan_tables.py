@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from octavo.cli.plan_output import NONE, plain_table, usd
 from octavo.planner.latency import Prediction
 from octavo.planner.limits import gib, milliseconds
 from octavo.planner.model import ModelSizes
@@ -17,8 +18,6 @@ from octavo.planner.prices import stale_notes
 
 if TYPE_CHECKING:
     from octavo.cli.plan_model import Planned
-
-_NONE = "–"
 
 
 def show(
@@ -59,13 +58,6 @@ def _load(workload: Workload) -> str:
     )
 
 
-def _plain(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
-    return table
-
-
 def _alone(console: Console, model: ModelSizes, planned: Planned) -> None:
     outcome, fit = planned.outcome, planned.outcome.fit
     console.print(f"on {planned.candidate.machine.accelerator.title}", soft_wrap=True)
@@ -78,9 +70,11 @@ def _alone(console: Console, model: ModelSizes, planned: Planned) -> None:
     )
     console.print()
     own = model.dtype if model.stored_format is None else str(model.stored_format)
-    table = _plain("Requests that fit", *(f"KV {_named(kv, model.dtype)}" for kv in _kvs(planned)))
+    table = plain_table(
+        "Requests that fit", *(f"KV {_named(kv, model.dtype)}" for kv in _kvs(planned))
+    )
     for weights, by_kv in planned.fits.items():
-        cells = (_NONE if count is None else f"{count:,}" for count in by_kv.values())
+        cells = (NONE if count is None else f"{count:,}" for count in by_kv.values())
         table.add_row(f"weights {_named(weights, own)}", *cells)
     console.print(table)
     if outcome.best is not None:
@@ -114,7 +108,7 @@ def _named(name: str, own: str) -> str:
 def _speeds(planned: Planned) -> Table:
     """Of one request alone, at the largest batch, at the rate."""
     outcome, bill = planned.outcome, planned.bill
-    table = _plain("", "batch", "TTFT", "TPOT", "output tok/s", "MBU")
+    table = plain_table("", "batch", "TTFT", "TPOT", "output tok/s", "MBU")
     rows: list[tuple[str, Prediction | None]] = [
         ("one request alone", outcome.lone),
         ("largest batch within the SLO", outcome.best),
@@ -134,7 +128,7 @@ def _speeds(planned: Planned) -> Table:
 
 
 def _costs(planned: Planned, bill: Bill) -> Table:
-    table = _plain("Cost", "")
+    table = plain_table("Cost", "")
     name = planned.candidate.machine.name
     number = bill.machines if planned.candidate.is_whole else bill.replicas
     for heading, value in (
@@ -147,28 +141,22 @@ def _costs(planned: Planned, bill: Bill) -> Table:
     return table
 
 
-def usd(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return f"${value:,.3g}" if value < 1 else f"${value:,.2f}"
-
-
 def _stages(planned: Planned) -> Table:
-    table = _plain("Playbook", "frees", "fit", "batch", "TPOT", "$/M good")
+    table = plain_table("Playbook", "frees", "fit", "batch", "TPOT", "$/M good")
     for stage, cost in zip(planned.stages, planned.stage_costs, strict=True):
         found = stage.outcome.best
         freed = gib(stage.freed_bytes) if stage.freed_bytes > 0 else ""
         table.add_row(
             stage.name + " *" * stage.is_gated, freed, f"{stage.outcome.fit.requests:,}",
-            _NONE if found is None else f"{found.batch:,.0f}",
-            _NONE if found is None else milliseconds(found.tpot_s),
+            NONE if found is None else f"{found.batch:,.0f}",
+            NONE if found is None else milliseconds(found.tpot_s),
             usd(cost),
         )  # fmt: skip
     return table
 
 
 def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
-    table = _plain("", *(each.candidate.machine.name for each in found))
+    table = plain_table("", *(each.candidate.machine.name for each in found))
 
     def row(name: str, cells: Sequence[str]) -> None:
         table.add_row(name, *cells)
@@ -176,7 +164,7 @@ def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
     def best(each: Planned, shown: str) -> str:
         prediction, bill = each.outcome.best, each.bill
         if prediction is None:
-            return _NONE
+            return NONE
         output = each.outcome.engine.request.output_tokens
         values = {
             "batch": f"{prediction.batch:,.0f}",
@@ -184,7 +172,7 @@ def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
             "tpot": milliseconds(prediction.tpot_s),
             "speed": f"{prediction.requests_per_s * output:,.0f}",
             "mbu": f"{prediction.mbu_ratio:.0%}",
-            "replicas": _NONE if bill is None else f"{bill.replicas:,}",
+            "replicas": NONE if bill is None else f"{bill.replicas:,}",
             "hour": usd(None if bill is None else bill.usd_per_hour),
             "good": usd(None if bill is None else bill.usd_per_million_good_tokens),
         }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from octavo.planner import cost
-from octavo.planner.contracts import Contract, Terms, contracts, machines_needed
+from octavo.planner.contracts import Terms, contracts, machines_needed
 from octavo.planner.cost import MONTH_HOURS
 from octavo.planner.traffic import Traffic
 
@@ -26,11 +26,15 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True)
 class Swing:
-    """The cheapest contract with one figure a fifth lower and a fifth higher."""
+    """Dollars a month of each contract with one figure a fifth lower and a fifth higher."""
 
     figure: str
-    lower: Contract
-    higher: Contract
+    lower: dict[str, float]
+    higher: dict[str, float]
+
+    def cheapest(self) -> set[str]:
+        """At both ends."""
+        return {min(end, key=lambda name: end[name]) for end in (self.lower, self.higher)}
 
 
 def worst_month(traffic: Traffic, terms: Terms) -> dict[str, float]:
@@ -49,12 +53,12 @@ def worst_month(traffic: Traffic, terms: Terms) -> dict[str, float]:
 def sensitivity(traffic: Traffic, terms: Terms) -> list[Swing]:
     """Of each figure that is a guess or can change."""
 
-    def cheapest(own: Traffic, terms: Terms) -> Contract:
-        return contracts(own, terms)[0]
+    def costs(own: Traffic, terms: Terms) -> dict[str, float]:
+        return {each.name: each.usd_per_month for each in contracts(own, terms)}
 
-    figures: dict[str, Callable[[float], Contract]] = {
-        "traffic": lambda f: cheapest(traffic.times(f), terms),
-        "speed of an engine": lambda f: cheapest(
+    figures: dict[str, Callable[[float], dict[str, float]]] = {
+        "traffic": lambda f: costs(traffic.times(f), terms),
+        "speed of an engine": lambda f: costs(
             traffic,
             replace(
                 terms,
@@ -65,26 +69,26 @@ def sensitivity(traffic: Traffic, terms: Terms) -> list[Swing]:
                 ),
             ),
         ),
-        "price on demand": lambda f: cheapest(
+        "price on demand": lambda f: costs(
             traffic, replace(terms, on_demand_usd_per_hour=terms.on_demand_usd_per_hour * f)
         ),
     }
     if terms.reserved_usd_per_hour is not None:
         reserved = terms.reserved_usd_per_hour
-        figures["reserved price"] = lambda f: cheapest(
+        figures["reserved price"] = lambda f: costs(
             traffic, replace(terms, reserved_usd_per_hour=reserved * f)
         )
     if terms.on_premise is not None:
         own = terms.on_premise
-        figures["capital"] = lambda f: cheapest(
+        figures["capital"] = lambda f: costs(
             traffic, replace(terms, on_premise=replace(own, capital_usd=own.capital_usd * f))
         )
     if terms.spot is not None:
         spot = terms.spot
-        figures["spot price"] = lambda f: cheapest(
+        figures["spot price"] = lambda f: costs(
             traffic, replace(terms, spot=replace(spot, usd_per_hour=spot.usd_per_hour * f))
         )
-        figures["interruptions"] = lambda f: cheapest(
+        figures["interruptions"] = lambda f: costs(
             traffic,
             replace(
                 terms,
@@ -94,7 +98,7 @@ def sensitivity(traffic: Traffic, terms: Terms) -> list[Swing]:
     if terms.api is not None:
         api = terms.api
         cached = api.cache_read_input_token_cost
-        figures["API price"] = lambda f: cheapest(
+        figures["API price"] = lambda f: costs(
             traffic,
             replace(
                 terms,
@@ -130,7 +134,7 @@ def break_evens(traffic: Traffic, terms: Terms) -> list[BreakEven]:
         found.append(
             BreakEven(
                 "a reserved machine costs less than on demand if it is needed for this share of "
-                f"the hours or more; all of them are needed for {used:.0%}",
+                f"the hours or more; the peak's machines are needed for {used:.0%} of them",
                 ratio,
                 "ratio",
             )

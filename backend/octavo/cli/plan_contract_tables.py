@@ -1,0 +1,124 @@
+"""What `octavo plan contracts` prints."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from octavo.cli.plan_contracts import Compared
+from octavo.cli.plan_output import NONE, plain_table, usd
+from octavo.planner.comparison import SWING, BreakEven, Swing
+from octavo.planner.cost import MONTH_HOURS
+
+
+def show(console: Console, compared: Compared) -> None:
+    console.print(headline(compared), style="bold", soft_wrap=True)
+    console.print()
+    console.print(_contracts(compared))
+    console.print()
+    console.print(verdict(compared), style="bold", soft_wrap=True)
+    if compared.simulated:
+        console.print(floor_sentence(compared), soft_wrap=True)
+    if compared.break_evens:
+        console.print()
+        console.print("Break-even", style="bold")
+        for each in compared.break_evens:
+            console.print(f"  {break_even_sentence(each)}", soft_wrap=True)
+    console.print()
+    console.print(_swings(compared))
+    console.print()
+    for note in compared.notes:
+        console.print(f"Note: {note}", style="dim", soft_wrap=True)
+
+
+def headline(compared: Compared) -> str:
+    total, hours = compared.traffic.total, compared.traffic.hours
+    per_month = MONTH_HOURS / hours
+    recorded = ""
+    if compared.slo_ratio is not None:
+        recorded = f"; recorded in {hours:,.3g} h, {compared.slo_ratio:.1%} met the SLO"
+    return (
+        f"{compared.model} on {compared.machine.name}, a month of "
+        f"{total.requests * per_month:,.0f} requests: "
+        f"{_millions(total.prompt_tokens * per_month)} prompt tokens "
+        f"({_share(total.cached_tokens, total.prompt_tokens)} cached), "
+        f"{_millions(total.output_tokens * per_month)} output tokens{recorded}"
+    )
+
+
+def _millions(tokens: float) -> str:
+    return f"{tokens / 1e6:,.0f} M" if tokens >= 1e8 else f"{tokens / 1e6:,.3g} M"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "0%"
+
+
+def _contracts(compared: Compared) -> Table:
+    table = plain_table("Contract", "$ a month", "$ per M good", "worst month", "machines")
+    for each in compared.found:
+        machines = f"{each.committed_machines}–{each.most_machines}"
+        if each.committed_machines == each.most_machines:
+            machines = f"{each.most_machines}" if each.most_machines else NONE
+        table.add_row(
+            each.name, usd(each.usd_per_month), usd(each.usd_per_million_good_tokens),
+            usd(compared.worst[each.name]), machines,
+        )  # fmt: skip
+    return table
+
+
+def verdict(compared: Compared) -> str:
+    first = compared.found[0]
+    if len(compared.found) == 1:
+        return f"Only {first.name} has a price; give others to compare with."
+    second = compared.found[1]
+    saved = 1 - first.usd_per_month / second.usd_per_month if second.usd_per_month else 0.0
+    fragile = [swing.figure for swing in compared.swings if swing.cheapest() != {first.name}]
+    steady = f"a swing of {SWING:.0%} in no single figure changes that"
+    if fragile:
+        steady = f"but a swing of {SWING:.0%} changes that in: {', '.join(fragile)}"
+    return (
+        f"Cheapest: {first.name}, {usd(first.usd_per_month)} a month, {saved:.0%} less than "
+        f"{second.name}; {steady}."
+    )
+
+
+def floor_sentence(compared: Compared) -> str:
+    own = next(each for each in compared.simulated if each.floor == compared.floor)
+    best = min(compared.simulated, key=lambda each: each.usd_per_month)
+    terms = compared.terms
+    rule = "no floor" if not compared.floor else f"a floor of {compared.floor}"
+    if terms.floor_usd_per_hour is None:
+        rule += " (nothing to commit to has a price)"
+    agrees = "and no other that was tried costs less"
+    if best.floor != own.floor:
+        more = own.usd_per_month / best.usd_per_month - 1
+        agrees = f"though {best.floor} costs {more:.1%} less"
+    return (
+        f"Hybrid: the newsvendor rule takes {rule}; a machine above it is "
+        f"{usd(terms.burst_usd_per_hour)} an hour. Simulated with interruptions "
+        f"({own.interruptions:,.3g} a month): "
+        f"{usd(own.usd_per_month)} ± {usd(own.deviation_usd)} a month, {agrees}."
+    )
+
+
+def break_even_sentence(each: BreakEven) -> str:
+    if each.unit == "ratio":
+        return f"{each.value:.0%}: {each.text}."
+    if each.value in (0.0, float("inf")):
+        return f"{each.text}."
+    return f"{each.value:,.3g} {each.unit}: {each.text}."
+
+
+def _swings(compared: Compared) -> Table:
+    names = [each.name for each in compared.found]
+    table = plain_table(f"If wrong by {SWING:.0%}", *names)
+    for swing in compared.swings:
+        table.add_row(swing.figure, *(swing_range(swing, name) for name in names))
+    return table
+
+
+def swing_range(swing: Swing, name: str) -> str:
+    """Empty if the contract does not depend on the figure."""
+    low, high = sorted((swing.lower[name], swing.higher[name]))
+    return "" if low == high else f"{usd(low)} – {usd(high)}"

@@ -1,0 +1,334 @@
+"""`octavo plan contracts`: traffic and offers in, dollars of each contract out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from octavo.cli.bench_options import check_file, check_picture
+from octavo.cli.plan_machines import candidate, read_constants
+from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, write_json
+from octavo.config import SLO
+from octavo.errors import ConfigError, OctavoError
+from octavo.models.known import find_config
+from octavo.models.sizes import model_sizes
+from octavo.planner import comparison, simulation, traffic
+from octavo.planner.capacity import Request
+from octavo.planner.checks import number
+from octavo.planner.contracts import (
+    Contract,
+    EngineTime,
+    OnPremise,
+    Spot,
+    Terms,
+    TokenTerms,
+    contracts,
+    machines_needed,
+    newsvendor_floor,
+)
+from octavo.planner.hardware import Machine
+from octavo.planner.limits import binding_limit
+from octavo.planner.plan import Outcome, Workload, evaluate
+from octavo.planner.prices import Prices, Quote, load_prices, stale_notes
+from octavo.planner.setup import Setup
+from octavo.planner.traffic import LoggedRequest, Traffic
+
+_out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+_err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    model: str
+    hardware: str
+    traffic: Path | None
+    requests_per_s: float | None
+    prompt_tokens: int
+    output_tokens: int
+    shared_tokens: int
+    peak_ratio: float
+    weekend_ratio: float
+    growth_ratio: float
+    months: int
+    ttft_s: float
+    tpot_s: float
+    weight_format: str
+    kv_cache_dtype: str
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    load_ratio: float
+    capacity_per_s: float | None
+    constants: Path | None
+    prices: Path | None
+    usd_per_hour: float | None
+    api: str | None
+    reserved_usd_per_hour: float | None
+    spot_usd_per_hour: float | None
+    interruptions_per_hour: float
+    spot_availability_ratio: float
+    interruption_s: float
+    start_s: float
+    capital_usd: float | None
+    amortisation_years: float
+    power_kw: float | None
+    usd_per_kwh: float | None
+    pue_ratio: float
+    yearly_operation_usd: float
+    seed: int
+    json_file: Path | None
+    plot_file: Path | None
+    html_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """All that is said. slo_ratio: of the recorded requests, those that met the SLO"""
+
+    model: str
+    machine: Machine
+    traffic: Traffic
+    terms: Terms
+    found: list[Contract]
+    worst: dict[str, float]
+    break_evens: list[comparison.BreakEven]
+    swings: list[comparison.Swing]
+    by_scale: list[tuple[float, dict[str, float]]]
+    floor: int
+    simulated: list[simulation.Simulated]
+    slo_ratio: float | None
+    notes: list[str] = field(default_factory=list)
+
+
+def run(options: Options) -> int:
+    """The exit code."""
+    try:
+        check_file("--json", options.json_file)
+        check_picture("--plot", options.plot_file)
+        check_file("--html", options.html_file)
+        compared = _compared(options)
+        if options.json_file is not None:
+            write_json(options.json_file, document(compared))
+        if options.json_file != Path("-"):
+            from octavo.cli.plan_contract_tables import show
+
+            show(_out, compared)
+        if options.plot_file is not None:
+            from octavo.cli.plan_plots import draw
+
+            draw(compared, options.plot_file)
+        if options.html_file is not None:
+            from octavo.cli.plan_page import page
+
+            options.html_file.write_text(page(compared), encoding="utf-8")
+    except (OctavoError, OSError) as error:
+        _err.print(f"octavo: {error}", style="bold red")
+        return EXIT_BAD_INPUT
+    return EXIT_PLANNED
+
+
+def _compared(options: Options) -> Compared:
+    log = None if options.traffic is None else traffic.read_log(options.traffic)
+    request, own = _traffic(options, log)
+    slo = SLO(
+        ttft_s=number("--ttft", options.ttft_s, above=True),
+        tpot_s=number("--tpot", options.tpot_s, above=True),
+    )
+    prices = load_prices(options.prices)
+    if options.usd_per_hour is not None:
+        number("--price", options.usd_per_hour)
+    hardware = candidate(options.hardware, prices, options.usd_per_hour)
+    if hardware.machine_usd_per_hour is None:
+        raise ConfigError(f"--hardware = {options.hardware}: {hardware.note}")
+    # A month is rented by the machine; of one accelerator its share is taken.
+    count = hardware.machine.count if hardware.is_whole else 1
+    usd = hardware.machine_usd_per_hour / (1 if hardware.is_whole else hardware.machine.count)
+    machine = Machine(hardware.machine.name, hardware.machine.accelerator, count)
+    outcome = _outcome(options, machine, Workload(request, slo=slo))
+    terms, quotes = _terms(options, prices, machine, outcome, usd)
+    if hardware.quote is not None:
+        quotes.append(hardware.quote)
+    needed = machines_needed(own, terms)
+    floor = newsvendor_floor(needed, terms)
+    has_hybrid = terms.spot is not None or terms.floor_usd_per_hour is not None
+    notes = [hardware.note] if hardware.note else []
+    notes += stale_notes(quotes, date.today())
+    if terms.reserved_usd_per_hour is None:
+        notes.append("no reserved price: none is invented; give what you were offered: --reserved")
+    return Compared(
+        model=options.model,
+        machine=machine,
+        traffic=own,
+        terms=terms,
+        found=contracts(own, terms),
+        worst=comparison.worst_month(own, terms),
+        break_evens=comparison.break_evens(own, terms),
+        swings=comparison.sensitivity(own, terms),
+        by_scale=comparison.by_scale(own, terms),
+        floor=floor,
+        simulated=simulation.simulate(
+            needed, own.bucket_hours, terms, _floors(needed, floor), options.seed
+        )
+        if has_hybrid
+        else [],
+        slo_ratio=None if log is None else sum(each.meets(slo) for each in log) / len(log),
+        notes=notes,
+    )
+
+
+def _floors(needed: list[int], floor: int) -> list[int]:
+    """The rule's floor, two on each side, none, and the most that is needed."""
+    near = range(max(0, floor - 2), min(max(needed), floor + 2) + 1)
+    return sorted({0, *near, max(needed)})
+
+
+def _traffic(options: Options, log: list[LoggedRequest] | None) -> tuple[Request, Traffic]:
+    """And the request that an engine's speed is planned with."""
+    if (log is None) == (options.requests_per_s is None):
+        raise ConfigError("traffic: give --traffic FILE, a recorded log, or --rate for a forecast")
+    if log is not None:
+        own = traffic.recorded(log)
+        return traffic.mean_request(own.total), own
+    assert options.requests_per_s is not None
+    for name, value in (("--prompt", options.prompt_tokens), ("--output", options.output_tokens)):
+        number(name, value, least=1)
+    number("--shared", options.shared_tokens, most=options.prompt_tokens)
+    request = Request(options.prompt_tokens, options.output_tokens, options.shared_tokens)
+    setup = Setup()
+    return request, traffic.forecast(
+        request,
+        number("--rate", options.requests_per_s, above=True),
+        cached_tokens=request.cached_tokens(setup.block_size),
+        peak_ratio=number("--peak", options.peak_ratio, least=1, most=2),
+        weekend_ratio=number("--weekend", options.weekend_ratio, most=10),
+        monthly_growth_ratio=number("--growth", options.growth_ratio, least=-0.9, most=10),
+        months=int(number("--months", options.months, least=1, most=60)),
+    )
+
+
+def _outcome(options: Options, machine: Machine, workload: Workload) -> Outcome:
+    name, config = find_config(options.model)
+    setup = Setup(
+        weight_format=options.weight_format,
+        kv_cache_dtype=options.kv_cache_dtype,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+    )
+    outcome = evaluate(
+        model_sizes(config, name), machine.accelerator, workload, setup,
+        read_constants(options.constants),
+    )  # fmt: skip
+    if outcome.best is None:
+        raise ConfigError(binding_limit(outcome, workload, machine.name))
+    return outcome
+
+
+def _engine_time(outcome: Outcome, capacity_per_s: float | None) -> EngineTime:
+    """By token, of requests as planned; scaled to a capacity that was measured."""
+    best, engine = outcome.best, outcome.engine
+    assert best is not None
+    request = engine.request
+    fresh = request.prompt_tokens - request.cached_tokens(engine.setup.block_size)
+    factor = 1.0
+    if capacity_per_s is not None:
+        factor = best.requests_per_s / number("--capacity", capacity_per_s, above=True)
+    return EngineTime(
+        prefill_s=best.prefill_s / fresh * factor,
+        decode_s=best.decode_s / request.output_tokens * factor,
+    )
+
+
+def _terms(
+    options: Options, prices: Prices, machine: Machine, outcome: Outcome, usd_per_hour: float
+) -> tuple[Terms, list[Quote]]:
+    quotes: list[Quote] = []
+    api = None
+    if options.api is not None:
+        found = prices.model(options.api)
+        quotes.append(found.quote)
+        api = TokenTerms(
+            found.input_cost_per_token,
+            found.output_cost_per_token,
+            found.cache_read_input_token_cost,
+        )
+    price = prices.machines.get(machine.name)
+    reserved = options.reserved_usd_per_hour
+    if reserved is not None:
+        number("--reserved", reserved)
+    elif price is not None:
+        reserved = price.reserved_usd_per_hour
+    return Terms(
+        engine=_engine_time(outcome, options.capacity_per_s),
+        engines=machine.count,
+        on_demand_usd_per_hour=usd_per_hour,
+        reserved_usd_per_hour=reserved,
+        spot=_spot(options, price.spot_usd_per_hour if price is not None else None),
+        on_premise=_on_premise(options, machine),
+        api=api,
+        load_ratio=number("--load", options.load_ratio, above=True, most=1),
+        start_s=number("--start", options.start_s),
+    ), quotes
+
+
+def _spot(options: Options, seen: tuple[float, float] | None) -> Spot | None:
+    """The dearest that was seen, unless a price is given."""
+    usd = options.spot_usd_per_hour
+    if usd is None:
+        if seen is None:
+            return None
+        usd = seen[1]
+    third_s = number("--interruption", options.interruption_s) / 3
+    return Spot(
+        usd_per_hour=number("--spot", usd),
+        interruptions_per_hour=number("--interruptions", options.interruptions_per_hour),
+        availability_ratio=number("--spot-availability", options.spot_availability_ratio, most=1),
+        drain_s=third_s,
+        reload_s=third_s,
+        lost_s=third_s,
+    )
+
+
+def _on_premise(options: Options, machine: Machine) -> OnPremise | None:
+    if options.capital_usd is None:
+        return None
+    if options.usd_per_kwh is None:
+        raise ConfigError("--kwh is missing: dollars of a kilowatt hour, with --capital")
+    power = options.power_kw
+    if power is None:
+        watts = machine.accelerator.power_w
+        if watts is None:
+            raise ConfigError(f"--power is missing: no power of {machine.name} is known")
+        power = watts * machine.count / 1000
+    return OnPremise(
+        capital_usd=number("--capital", options.capital_usd),
+        amortisation_years=number("--years", options.amortisation_years, above=True),
+        power_kw=number("--power", power),
+        usd_per_kwh=number("--kwh", options.usd_per_kwh),
+        pue_ratio=number("--pue", options.pue_ratio, least=1),
+        yearly_operation_usd=number("--operation", options.yearly_operation_usd),
+    )
+
+
+def document(compared: Compared) -> dict[str, Any]:
+    return {
+        "model": compared.model,
+        "machine": asdict(compared.machine),
+        "hours": compared.traffic.hours,
+        "traffic": asdict(compared.traffic.total),
+        "slo_ratio": compared.slo_ratio,
+        "terms": asdict(compared.terms),
+        "contracts": [
+            {**asdict(each), "worst_usd_per_month": compared.worst[each.name]}
+            for each in compared.found
+        ],
+        "break_evens": [asdict(each) for each in compared.break_evens],
+        "sensitivity": [asdict(each) for each in compared.swings],
+        "by_scale": [{"scale": scale, **usd} for scale, usd in compared.by_scale],
+        "newsvendor_floor": compared.floor,
+        "simulated": [asdict(each) for each in compared.simulated],
+        "notes": compared.notes,
+    }
