@@ -8,6 +8,7 @@ from rich.table import Table
 from octavo.cli.plan_contracts import Compared
 from octavo.cli.plan_output import NONE, plain_table, usd
 from octavo.planner.comparison import SWING, BreakEven, Swing
+from octavo.planner.contracts import Contract
 from octavo.planner.cost import MONTH_HOURS
 
 
@@ -57,14 +58,17 @@ def _share(part: float, whole: float) -> str:
 def _contracts(compared: Compared) -> Table:
     table = plain_table("Contract", "$ a month", "$ per M good", "worst month", "machines")
     for each in compared.found:
-        machines = f"{each.committed_machines}–{each.most_machines}"
-        if each.committed_machines == each.most_machines:
-            machines = f"{each.most_machines}" if each.most_machines else NONE
         table.add_row(
             each.name, usd(each.usd_per_month), usd(each.usd_per_million_good_tokens),
-            usd(compared.worst[each.name]), machines,
+            usd(compared.worst[each.name]), machines(each),
         )  # fmt: skip
     return table
+
+
+def machines(each: Contract) -> str:
+    if each.committed_machines == each.most_machines:
+        return f"{each.most_machines}" if each.most_machines else NONE
+    return f"{each.committed_machines}–{each.most_machines}"
 
 
 def verdict(compared: Compared) -> str:
@@ -107,7 +111,9 @@ def break_even_sentence(each: BreakEven) -> str:
         return f"{each.value:.0%}: {each.text}."
     if each.value in (0.0, float("inf")):
         return f"{each.text}."
-    return f"{each.value:,.3g} {each.unit}: {each.text}."
+    if each.unit == "months":
+        return f"{each.value:,.3g} months: {each.text}."
+    return f"{_millions(each.value)} {each.unit}: {each.text}."
 
 
 def _swings(compared: Compared) -> Table:

@@ -28,6 +28,7 @@ def page(compared: Compared) -> str:
         break_evens=[tables.break_even_sentence(each) for each in compared.break_evens],
         plots={name: Markup(svg) for name, svg in svgs(compared).items()},
         usd=usd,
+        machines=tables.machines,
         swing_range=tables.swing_range,
         swing=f"{SWING:.0%}",
     )

@@ -120,6 +120,7 @@ def _swings(axes: Axes, compared: Compared) -> None:
                           fontsize=9)  # fmt: skip
     axes.axvline(here, color="#888888", linewidth=1)
     axes.set_yticks(range(len(ends)), [figure for figure, _ in ends])
+    axes.set_ylim(-0.6, len(ends) - 0.4)
     axes.margins(x=0.16)
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.set_title(f"The cheapest contract's dollars a month if one figure moves by {SWING:.0%}")

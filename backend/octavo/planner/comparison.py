@@ -159,8 +159,9 @@ def break_evens(traffic: Traffic, terms: Terms) -> list[BreakEven]:
 
 
 def _api_break_even(traffic: Traffic, terms: Terms) -> list[BreakEven]:
-    """The month's output tokens from which own machines cost less than the API: the first scale
-    from which on they do, by halving between two of SCALES."""
+    """The month's output tokens from which own machines cost less than the API: at all of SCALES
+    beyond, and by halving between the last one at which they do not and the next. Between these
+    whole machines make it a saw."""
 
     def own_is_cheaper(scale: float) -> bool:
         found = {each.name: each.usd_per_month for each in contracts(traffic.times(scale), terms)}
@@ -186,7 +187,7 @@ def _api_break_even(traffic: Traffic, terms: Terms) -> list[BreakEven]:
         low, high = (low, middle) if own_is_cheaper(middle) else (middle, high)
     return [
         BreakEven(
-            "own machines cost less than the API from so much on, at the same shape of traffic",
+            "own machines cost less than the API from about so much on, at the same shape",
             high * monthly,
             "output tokens a month",
         )
