@@ -58,7 +58,7 @@ def test_kv_memory_can_be_given_and_has_to_be_there() -> None:
 def test_a_request_longer_than_the_contexts_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tokens = 132096: .* contexts of up to 131072 tokens"):
         fit(LLAMA, H200.accelerator, Request(131_072, 1024), Setup())
-    with pytest.raises(ConfigError, match="max_model_len = 200000: .* 131072"):
+    with pytest.raises(ConfigError, match=r"max_model_len = 200000: .* 131072"):
         fit(LLAMA, H200.accelerator, Request(1, 1), Setup(max_model_len=200_000))
 
 

@@ -83,17 +83,21 @@ class Prices:
         return found
 
 
-@cache
 def load_prices(path: Path | None = None) -> Prices:
     """The project's, with those of `path` in place of the ones that it names too.
 
     Raises ConfigError naming file, field, value and limit.
     """
-    own = _read(own_table("prices.toml"), "prices.toml")
+    own = _own()
     if path is None:
         return own
     given = _read(read_table(path), str(path))
     return Prices({**own.machines, **given.machines}, {**own.models, **given.models})
+
+
+@cache
+def _own() -> Prices:
+    return _read(own_table("prices.toml"), "prices.toml")
 
 
 def _read(table: dict[str, Any], where: str) -> Prices:

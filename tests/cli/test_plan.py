@@ -1,0 +1,252 @@
+"""`octavo plan` and `octavo plan contracts` as their users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from octavo.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+LOG_LINE = {
+    "arrival_s": 1.8e9, "tenant": "a", "prompt_tokens": 900, "cached_tokens": 512,
+    "output_tokens": 100, "finish_reason": "stop", "ttft_s": 0.3, "e2e_s": 4.0,
+}  # fmt: skip
+
+
+def octavo(*arguments: object, code: int = 0) -> str:
+    """What it says on stdout and stderr together."""
+    done = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    assert done.exit_code == code, (done.output, done.exception)
+    return re.sub(r"[ \n]+", " ", done.output)
+
+
+def refused(*arguments: object) -> str:
+    """The one sentence of bad input."""
+    said = octavo(*arguments, code=2)
+    assert said.count("octavo: ") == 1 and "Traceback" not in said
+    return said.partition("octavo: ")[2]
+
+
+def test_a_well_known_model_is_planned_within_a_second_and_without_torch() -> None:
+    program = (
+        "import sys; from octavo.cli.app import app\n"
+        "try: app(['plan', 'llama-3.1-8b', '--hardware', 'h200'], standalone_mode=True)\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "backend")},
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    # CPU time: others may be at work here.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert "KV memory 103 GiB · a token 128 KiB · a request 160 MiB" in done.stdout
+    assert "weights bfloat16 660 1,300" in re.sub(" +", " ", done.stdout)
+    assert "max_num_seqs: it stops the batch at 32" in done.stdout
+
+
+def test_the_example_of_a_32k_prompt_with_and_without_grouped_queries() -> None:
+    for name, need in (
+        ("llama-3.1-70b", "a request 10.0 GiB"),
+        ("llama-3.1-70b-without-gqa", "a request 80.0 GiB"),
+    ):
+        said = octavo(
+            name, "--hardware=b200", "--prompt=32768", "--output=1", "--weights=int4", "--ttft=60"
+        )
+        assert need in said
+
+
+def test_machines_are_compared(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    said = octavo("llama-3.1-8b", "--hardware=h200,p5.48xlarge,g5.12xlarge", "--shared=512",
+                  "--rate=20", f"--json={path}")  # fmt: skip
+    found = json.loads(path.read_text(encoding="utf-8"))["machines"]
+    costs = {each["machine"]["name"]: each["bill"]["usd_per_million_good_tokens"] for each in found}
+    cheapest = min(costs, key=lambda name: costs[name])
+    assert f"{cheapest} is the cheapest" in said
+    assert "h200 is priced as one of 8 in p5en.48xlarge" in said
+    assert "old price: p5en.48xlarge, p5.48xlarge, g5.12xlarge of 2026-07-28" in said
+    assert [stage["name"] for stage in found[0]["stages"]][:3] == [
+        "contiguous KV memory", "paging", "sharing prefixes",
+    ]  # fmt: skip
+
+
+def test_a_folder_and_a_file_are_planned_too(tmp_path: Path) -> None:
+    folder = ROOT / "models" / "octavo-tiny"
+    for model in (folder, folder / "config.json", "octavo-tiny"):
+        said = octavo(model, "--hardware=xeon-8480", "--prompt=100", "--output=50", "--price=2")
+        assert said.startswith("octavo-tiny: 100 prompt + 50 output tokens")
+        assert "dollars an hour, 1 × xeon-8480 $2.00" in said
+        assert "old price" not in said
+
+
+def test_json_on_stdout_is_only_json() -> None:
+    done = CliRunner().invoke(app, ["plan", "qwen3-8b", "--hardware=l4", "--json=-"])
+    found = json.loads(done.stdout)
+    assert found["machines"][0]["bill"] is None, "no price of an L4 is known"
+    assert found["efficiency"]["is_assumed"] is True
+
+
+def test_constants_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "constants.json"
+    values = {"read_ratio": 0.35, "kv_read_ratio": 0.35, "decode_compute_ratio": 0.25,
+              "prefill_compute_ratio": 0.25, "step_overhead_s": 1e-3}  # fmt: skip
+    path.write_text(json.dumps({"efficiency": values}), encoding="utf-8")
+    tpots = []
+    for more in ((), (f"--constants={path}",)):
+        output = (
+            CliRunner()
+            .invoke(app, ["plan", "llama-3.1-8b", "--hardware=h200", "--json=-", *more])
+            .stdout
+        )
+        tpots.append(json.loads(output)["machines"][0]["lone"]["tpot_s"])
+    assert tpots[1] == pytest.approx(2 * tpots[0])
+    path.write_text(json.dumps({**values, "read_ratio": 0}), encoding="utf-8")
+    assert "read_ratio = 0: a finite number is expected, above 0" in refused(
+        "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
+    )
+    path.write_text("{}", encoding="utf-8")
+    assert "an object with read_ratio, " in refused(
+        "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--hardware=h200"], "MODEL is missing; known: llama-3.1-8b, "),
+        (["gpt-9", "--hardware=h200"], "model = 'gpt-9': no such folder or config.json"),
+        (["llama-3.1-8b"], "--hardware: give NAME"),
+        (["llama-3.1-8b", "--hardware=h300"], "hardware = 'h300': known are a100-40"),
+        (["llama-3.1-8b", "--hardware=h200", "--price=-1"], "--price = -1.0: .* 0 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--price=nan"], "--price = nan: a finite number"),
+        (["llama-3.1-8b", "--hardware=h200", "--rate=0"], "--rate = 0.0: .* above 0"),
+        (["llama-3.1-8b", "--hardware=h200", "--load=1.1"], "--load = 1.1: .* at most 1"),
+        (["llama-3.1-8b", "--hardware=h200", "--prompt=0"], "--prompt = 0: .* 1 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--shared=2000"], "--shared = 2000: .* at most 1024"),
+        (["llama-3.1-8b", "--hardware=h200", "--prompt=200000"], "contexts of up to 131072 tokens"),
+        (["llama-3.1-8b", "--hardware=h200", "--kv-memory=1TiB"], "kv_cache_bytes = 1099511627776"),
+        (["llama-3.1-8b", "--hardware=h200", "--kv-memory=lots"], "--kv-memory = lots: should be"),
+        (["llama-3.1-70b", "--hardware=h200"], "Weights: the weights .131 GiB. leave no KV memory"),
+        (["llama-3.1-8b", "--hardware=l4", "--tpot=0.01"],
+         "SLO: no batch meets it on l4: one request alone has a TTFT of"),
+        (["octavo-tiny", "--hardware=h200", "--weights=int4", "--prices=nowhere.toml"],
+         "nowhere.toml: no such file"),
+        (["llama-3.1-8b", "--hardware=h200", "--json=/nowhere/plan.json"], "no folder /nowhere"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence(arguments: list[str], said: str) -> None:
+    assert re.search(said, refused(*arguments))
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_a_config_without_a_key_is_refused(key: str, tmp_path: Path) -> None:
+    text = (ROOT / "models" / "octavo-tiny" / "config.json").read_text(encoding="utf-8")
+    config = json.loads(text)
+    del config[key]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert f"{key} is missing; a whole number" in refused(path, "--hardware=h200")
+
+
+def test_prices_of_the_operator(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    row = '[machines."p5.4xlarge"]\nusd_per_hour = {}\nregion = "x"\nas_of = 2026-11-20\n'
+    path.write_text(row.format(2.5) + 'source = "offer"\n', encoding="utf-8")
+    said = octavo("llama-3.1-8b", "--hardware=p5.4xlarge", f"--prices={path}")
+    assert "dollars an hour, 1 × p5.4xlarge $2.50" in said
+    path.write_text(row.format(-2.5) + 'source = "offer"\n', encoding="utf-8")
+    assert "machines.p5.4xlarge.usd_per_hour = -2.5: " in refused(
+        "llama-3.1-8b", "--hardware=p5.4xlarge", f"--prices={path}"
+    )
+
+
+def test_what_is_known_is_listed() -> None:
+    said = octavo("--list")
+    assert "llama-3.1-70b" in said and "p5.48xlarge" in said and "groq/llama-3.1-8b" in said
+
+
+CONTRACTS = ["contracts", "llama-3.1-8b", "--hardware=m7i.metal-24xl"]
+FORECAST = ["--rate=4", "--peak=1.8", "--api=groq/llama-3.3-70b-versatile", "--reserved=3.1",
+            "--capital=15000", "--power=0.8", "--kwh=0.2"]  # fmt: skip
+
+
+def test_five_contracts_are_compared_and_drawn(tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"c.{kind}" for kind in ("json", "png", "html")}
+    said = octavo(*CONTRACTS, *FORECAST, f"--json={files['json']}", f"--plot={files['png']}",
+                  f"--html={files['html']}")  # fmt: skip
+    found = json.loads(files["json"].read_text(encoding="utf-8"))
+    costs = [each["usd_per_month"] for each in found["contracts"]]
+    assert len(costs) == 5 and costs == sorted(costs)
+    assert f"Cheapest: {found['contracts'][0]['name']}, " in said
+    assert "the newsvendor rule takes a floor of" in said and "no other that was tried" in said
+    for name in ("on demand", "token API", "reserved", "on premise", "hybrid"):
+        assert name in said
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    page = files["html"].read_text(encoding="utf-8")
+    assert page.count("<svg") == 3 and "http-equiv" not in page and "src=" not in page
+    again = octavo(*CONTRACTS, *FORECAST)
+    assert again == said, "the simulation is seeded"
+
+
+def write_log(path: Path, *lines: Any) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
+    lines = [{**LOG_LINE, "arrival_s": 1.8e9 + 600 * i, "ttft_s": 0.3 if i % 4 else 5.0}
+             for i in range(6 * 24 * 2)]  # fmt: skip
+    log = write_log(tmp_path / "log.jsonl", *lines)
+    said = octavo(*CONTRACTS, f"--traffic={log}", "--api=groq/llama-3.3-70b-versatile", "--json=-")
+    found = json.loads(said)
+    assert found["slo_ratio"] == 0.75
+    api = next(each for each in found["contracts"] if each["name"] == "token API")
+    day = 6 * 24 * (900 * 5.9e-7 + 100 * 7.9e-7)
+    assert api["usd_per_month"] == pytest.approx(day * 730 / 24)
+    assert "reserved" not in [each["name"] for each in found["contracts"]]
+    assert any("no reserved price: none is invented" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "traffic: give --traffic FILE, a recorded log, or --rate"),
+        (["--rate=4", "--reserved=-3"], "--reserved = -3.0: .* 0 or more"),
+        (["--rate=4", "--spot=inf"], "--spot = inf: a finite number"),
+        (["--rate=4", "--peak=3"], "--peak = 3.0: .* at most 2"),
+        (["--rate=4", "--capital=1000"], "--kwh is missing"),
+        (["--rate=4", "--capital=1000", "--kwh=0.1"], "--power is missing: no power of m7i"),
+        (["--rate=4", "--api=acme/one"], "price of API model = 'acme/one': known are groq/"),
+        (["--rate=4", "--capacity=0"], "--capacity = 0.0: .* above 0"),
+        (["--rate=4", "--tpot=0.001"], "SLO: no batch meets it on m7i.metal-24xl"),
+        (["--traffic=nowhere.jsonl"], "traffic log nowhere.jsonl: .*No such file"),
+    ],
+)
+def test_bad_offers_are_one_sentence(arguments: list[str], said: str) -> None:
+    assert re.search(said, refused(*CONTRACTS, *arguments))
+
+
+def test_an_empty_log_is_refused(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl")
+    assert "log.jsonl: it holds no request" in refused(*CONTRACTS, f"--traffic={log}")
+    write_log(log, {**LOG_LINE, "output_tokens": -3})
+    assert "line 1: output_tokens = -3: " in refused(*CONTRACTS, f"--traffic={log}")
+
+
+def test_help_teaches_with_an_example() -> None:
+    for arguments in (["--help"], ["model", "--help"], ["contracts", "--help"]):
+        assert "Try: octavo plan" in octavo(*arguments)
