@@ -203,8 +203,9 @@ def _contracts(
     ] = None,
 ) -> None:
     from octavo.cli import plan_contracts as command
+    from octavo.cli.plan_terms import Options
 
-    options = command.Options(
+    options = Options(
         model=model,
         hardware=hardware,
         traffic=traffic,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from octavo.errors import ConfigError
+from octavo.cli.paths import cache_dir
+from octavo.errors import ConfigError, OctavoError
 from octavo.planner.checks import number
 from octavo.planner.hardware import Accelerator, Machine, find_machine, machines_with
 from octavo.planner.latency import UNMEASURED, Efficiency
@@ -56,25 +59,38 @@ def this_machine(activation: str, usd_per_hour: float | None) -> Candidate:
     import psutil
 
     from octavo.benchmarks.machine import machine
-    from octavo.benchmarks.peak_probe import PeakProbe
-    from octavo.cli.paths import cache_dir
 
     found = machine()
     cores = int(str(found["cores"]))
-    with PeakProbe(cores, "auto", cache_dir() / "kernels", activation) as probe:  # type: ignore[arg-type]
-        peaks = probe.measure()
+    read, flops = _measured_peaks(cores, activation)
     accelerator = Accelerator(
         name=THIS_MACHINE,
         title=f"this machine ({found['cpu_model']}, {cores} cores)",
         kind="cpu",
         memory_bytes=psutil.virtual_memory().available,
-        read_bytes_per_s=peaks.read_bytes_per_s,
-        flops_per_s={activation: peaks.flops_per_s},
+        read_bytes_per_s=read,
+        flops_per_s={activation: flops},
         power_w=None,
         sources={"read_bytes_per_s": "measured now", "flops_per_s": "measured now"},
     )
     note = None if usd_per_hour is not None else "this machine has no price; give --price"
     return Candidate(Machine(THIS_MACHINE, accelerator, 1), usd_per_hour, True, note)
+
+
+def _measured_peaks(cores: int, activation: str) -> tuple[float, float]:
+    """Bytes and FLOPs per second: by the engine's kernels or, where they cannot be built, by torch.
+    Raises OctavoError."""
+    for kernels in ("auto", "reference"):
+        arguments = (str(cores), kernels, str(cache_dir() / "kernels"), activation)
+        done = subprocess.run(
+            [sys.executable, "-m", "octavo.benchmarks.peak_probe", *arguments],
+            input="\n", capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode == 0 and done.stdout:
+            read, flops = done.stdout.split()
+            return float(read), float(flops)
+    lines = done.stderr.strip().splitlines() or ["it ended"]
+    raise OctavoError(f"--measured: the probe of the peaks failed ({lines[-1]})")
 
 
 def read_constants(path: Path | None) -> Efficiency:

@@ -80,9 +80,9 @@ def _step(outcome: Outcome) -> str:
         speed.flops_per_s * speed.efficiency.decode_compute_ratio,
     )
     kv_ratio = 1 - loaded.step_weight_bytes / work.bytes
-    share = f"{gib(work.bytes)} a step, {kv_ratio:.0%} of it keys and values"
+    share = f"{gib(work.bytes)}, {kv_ratio:.0%} of it keys and values"
     if best.prefill_s > best.decode_s:
         return f"Most of the engine's time goes to prompts; a decode step reads {share}."
     if bound == "memory":
-        return f"Decoding is bound by reading memory: {share}."
-    return f"Decoding is bound by computing: {work.flops / 1e12:.2g} TFLOP a step."
+        return f"A decode step is bound by reading memory: {share}."
+    return f"A decode step is bound by computing: {work.flops / 1e12:.2g} TFLOP."
