@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from octavo.cli.plan_output import NONE, plain_table, usd
-from octavo.planner.latency import Prediction
 from octavo.planner.limits import gib, milliseconds
 from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Bill, Workload
@@ -108,21 +107,19 @@ def _named(name: str, own: str) -> str:
 def _speeds(planned: Planned) -> Table:
     """Of one request alone, at the largest batch, at the rate."""
     outcome, bill = planned.outcome, planned.bill
+    assert outcome.lone is not None and outcome.best is not None
     table = plain_table("", "batch", "TTFT", "TPOT", "output tok/s", "MBU")
-    rows: list[tuple[str, Prediction | None]] = [
-        ("one request alone", outcome.lone),
-        ("largest batch within the SLO", outcome.best),
+    rows = [
+        ("one request alone", outcome.lone, outcome.lone.requests_per_s),
+        ("largest batch within the SLO", outcome.best, outcome.best.requests_per_s),
     ]
     if bill is not None:
-        rows.append(
-            (f"as planned: {bill.requests_per_s / bill.replicas:.3g} requests/s each", bill.at_load)
-        )
-    output_tokens = outcome.engine.request.output_tokens
-    for name, found in rows:
-        assert found is not None
+        each = bill.requests_per_s / bill.replicas
+        rows.append((f"as planned: {each:.3g} requests/s each", bill.at_load, each))
+    for name, found, rate in rows:
         table.add_row(
             name, f"{found.batch:,.4g}", milliseconds(found.ttft_s), milliseconds(found.tpot_s),
-            f"{found.requests_per_s * output_tokens:,.0f}", f"{found.mbu_ratio:.0%}",
+            f"{rate * outcome.engine.request.output_tokens:,.0f}", f"{found.mbu_ratio:.0%}",
         )  # fmt: skip
     return table
 
