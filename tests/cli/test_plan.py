@@ -174,6 +174,15 @@ def test_prices_of_the_operator(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
+def test_this_machine_is_measured() -> None:
+    found = json.loads(octavo("octavo-tiny", "--measured", "--prompt=64", "--json=-"))
+    own = found["machines"][0]["machine"]["accelerator"]
+    assert own["name"] == "this machine" and own["read_bytes_per_s"] > 1e8
+    assert own["flops_per_s"]["bfloat16"] > 1e9
+    assert found["machines"][0]["best"]["tpot_s"] < 0.1
+
+
 def test_what_is_known_is_listed() -> None:
     said = octavo("--list")
     assert "llama-3.1-70b" in said and "p5.48xlarge" in said and "groq/llama-3.1-8b" in said

@@ -111,6 +111,14 @@ def _compared(options: Options) -> Compared:
     has_hybrid = terms.spot is not None or terms.floor_usd_per_hour is not None
     notes = [hardware.note] if hardware.note else []
     notes += stale_notes(quotes, date.today())
+    if terms.spot is not None:
+        notes.append(
+            f"spot is taken as {terms.spot.usd_per_hour:g} dollars an hour, there "
+            f"{terms.spot.availability_ratio:.0%} of the time, with "
+            f"{terms.spot.interruptions_per_hour:g} interruptions an hour of "
+            f"{options.interruption_s:g} s: put in what you see (--spot, --spot-availability, "
+            "--interruptions, --interruption)"
+        )
     if terms.reserved_usd_per_hour is None:
         notes.append("no reserved price: none is invented; give what you were offered: --reserved")
     return Compared(
