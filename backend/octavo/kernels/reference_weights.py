@@ -3,7 +3,7 @@
 Letters in shapes: T tokens, G groups of a row of weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +41,12 @@ class QuantizedWeight:
             stored=torch.cat([part.stored for part in parts]),
             scales=torch.cat([part.scales for part in parts]),
         )
+
+    def split(self, outs: Sequence[int]) -> Iterator["QuantizedWeight"]:
+        """The matrices of so many rows each that `stack` would make this of."""
+        parts = (torch.split(own, list(outs)) for own in (self.stored, self.scales))
+        for stored, scales in zip(*parts, strict=True):
+            yield replace(self, stored=stored, scales=scales)
 
 
 def quantize_weight(

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from octavo.errors import ConfigError
-from octavo.kernels import quantize_weight
+from octavo.kernels import QuantizedWeight, quantize_weight
 from octavo.models.config_section import read_json
 from octavo.models.model_config import ModelConfig, read_model_config
 from octavo.models.weights import Checkpoint, checkpoint_digest
@@ -31,6 +31,7 @@ from octavo.quantization.job import QuantizeOptions
 from octavo.quantization.weights import GROUP_SIZES, ROUNDING_VERSION, StoredFormat
 
 MANIFEST = "quantization.json"
+Matrix = tuple[str, int, int]  # name, outputs, inputs
 _INDEX = "model.safetensors.index.json"
 # Beside the weights; all else of a folder may be of other frameworks, or code.
 _COPIED = (
@@ -175,23 +176,37 @@ class _Job:
                 name: norms[name.removeprefix(prefix).removesuffix(".weight")] for name in others
             }
         tensors = dict(others)
-        for name, weight in weights.items():
-            if self.options.method == "gptq":
-                own = quantize_gptq(weight, hessians[name], bits, self._group_size)
-            else:
-                own = quantize_weight(weight, bits, self._group_size, False)
-            tensors |= packed_tensors(prefix + name, own)
+        for group in self._matrices:
+            for name, own in self._quantized(group, weights, hessians):
+                tensors |= packed_tensors(prefix + name, own)
         return tensors
+
+    def _quantized(
+        self, group: list[Matrix], weights: dict[str, Tensor], hessians: dict[str, Tensor]
+    ) -> Iterator[tuple[str, QuantizedWeight]]:
+        """Of matrices that share their input. Their weights are given up as they are used."""
+        bits, names = self.options.bits, [name for name, _, _ in group]
+        if self.options.method != "gptq":
+            for name in names:
+                yield name, quantize_weight(weights.pop(name), bits, self._group_size, False)
+            return
+        hessian = hessians[names[0]]
+        stacked = torch.cat([weights.pop(name) for name in names])
+        yield from zip(
+            names,
+            quantize_gptq(stacked, hessian, bits, self._group_size).split([o for _, o, _ in group]),
+            strict=True,
+        )
 
     def _hessians(
         self, source: Checkpoint, index: int, calibration: Calibration | None
     ) -> dict[str, Tensor]:
-        """Of each matrix of a layer, by its name; those that share their input share it."""
+        """Of a layer's inputs, each by the name of the first matrix that it meets."""
         if calibration is None:
             return {}
         inputs = {group[0][0]: Hessian(group[0][2]) for group in self._matrices}
         calibration.observe(source, index, lambda name, x: inputs[name].add(x))
-        return {name: inputs[group[0][0]].sum for group in self._matrices for name, _, _ in group}
+        return {name: own.sum for name, own in inputs.items()}
 
     def _write_shard(self, name: str, tensors: dict[str, Tensor]) -> None:
         path = self.out / name
@@ -223,13 +238,13 @@ class _Job:
         _write_json(self.out / "config.json", {**config, "quantization_config": own})
 
 
-def _matrices(config: ModelConfig) -> list[list[tuple[str, int, int]]]:
+def _matrices(config: ModelConfig) -> list[list[Matrix]]:
     """Of a layer: name, outputs and inputs of each; those that share their input together."""
     hidden, inner, own = config.hidden_size, config.intermediate_size, config.tensor_names
     q_size = config.num_heads * config.head_dim
     kv_size = config.num_kv_heads * config.head_dim
 
-    def stacked(names: tuple[str, ...], outs: tuple[int, ...]) -> list[tuple[str, int, int]]:
+    def stacked(names: tuple[str, ...], outs: tuple[int, ...]) -> list[Matrix]:
         outs = (sum(outs),) if len(names) == 1 else outs
         return [(name, out, hidden) for name, out in zip(names, outs, strict=True)]
 
@@ -241,7 +256,7 @@ def _matrices(config: ModelConfig) -> list[list[tuple[str, int, int]]]:
     ]
 
 
-def _check_groups(matrices: list[list[tuple[str, int, int]]], options: QuantizeOptions) -> None:
+def _check_groups(matrices: list[list[Matrix]], options: QuantizeOptions) -> None:
     unit = options.group_size or 32 // options.bits  # what fills groups, or words
     widths = {width: name for group in matrices for name, _, width in group}
     for width, name in widths.items():
