@@ -10,6 +10,7 @@ import typer
 from octavo.cli.bench_app import bench_app
 from octavo.cli.gate_usage import GateCommand
 from octavo.cli.plan_app import plan_app
+from octavo.cli.playbook_app import add_playbook
 from octavo.cli.triton_flags import CONTAINER_VERSION
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench_app, name="bench")
+add_playbook(app)
 app.add_typer(plan_app, name="plan")
 
 _ENGINE, _SERVER, _NETWORK, _CANDIDATE = "Engine", "Server", "Network", "Candidate"
