@@ -11,7 +11,7 @@ HEADINGS = (
 )  # fmt: skip
 
 SHORT_HEADINGS = (
-    "stage", "users", "TTFT, s", "TPOT, ms", "tok/s", "good", "fit", "cost of 1M", "quality"
+    "stage", "users", "TTFT, s", "TPOT, ms", "good tok/s", "fit", "cost of 1M", "quality"
 )  # fmt: skip
 
 
@@ -25,7 +25,6 @@ def short_cells(row: Row) -> list[str]:
         f"{own.users}",
         f"{own.ttft_p50_s:.3f}",
         f"{1e3 * own.tpot_p50_s:.1f}",
-        f"{own.tokens_per_s:,.0f}",
         f"{own.good_tokens_per_s:,.0f}",
         f"{own.fit:,}",
         "SLO not met" if row.cost is None else cost_text(row.cost),
