@@ -104,7 +104,8 @@ def _progress(options: Options) -> Iterator[Tell]:
             nonlocal said
             if text:
                 progress.update(task, description=f"{text} {detail}")
-                if text != said and (not _err.is_terminal or "SKIPPED" in text):
+                is_loud = "SKIPPED" in text or "NOT JUDGED" in text
+                if text != said and (not _err.is_terminal or is_loud):
                     _err.print(f"octavo: {text}")
                 said = text
             progress.advance(task, loads)

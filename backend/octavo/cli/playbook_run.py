@@ -18,7 +18,7 @@ from octavo.playbook import stages
 from octavo.playbook.facts import Machine, Quality
 from octavo.playbook.findings import Findings, find, slo_of
 from octavo.playbook.options import Options, Settled
-from octavo.playbook.samples import Sample, best_users
+from octavo.playbook.samples import Sample, best_users, is_past_best
 from octavo.playbook.stages import GENERATE, KV_INT8, STAGES, WEIGHTS_INT4, Stage
 from octavo.playbook.store import Store, key_of
 from octavo.playbook.texts import sample_text
@@ -60,7 +60,8 @@ class Measuring:
         plan = list(self._stages())
         for number in range(self._options.num_rounds):
             for stage in plan:
-                self._measure(stage, number)
+                if stage.key not in self._skipped:
+                    self._measure_or_skip(stage, number)
         return find(
             self._options, self._settled, Machine.from_json(beside), self._samples,
             self._qualities, self._skipped,
@@ -69,12 +70,10 @@ class Measuring:
     def _stages(self) -> Iterator[Stage]:
         """Those that can be measured here, as they are measured."""
         if importlib.util.find_spec("transformers") is None:
-            self._skipped[GENERATE.key] = "transformers is not installed (pip install transformers)"
+            self._skip(GENERATE, "transformers is not installed (pip install transformers)")
         verdicts = {key: quality.judged for key, quality in self._qualities.items()}
         for stage in STAGES:
-            if stage.key in self._skipped:
-                self._tell(f"{stage.label} IS SKIPPED: {self._skipped[stage.key]}", 0, "")
-            else:
+            if stage.key not in self._skipped:
                 yield stages.as_measured(stage, verdicts)
 
     # Quality.
@@ -83,9 +82,7 @@ class Measuring:
         """Once: the folder is kept."""
         settled, options = self._settled, self._options
         if settled.group_size is None:
-            self._skipped[WEIGHTS_INT4.key] = (
-                "this model's rows are no whole groups of 32, 64 or 128 weights"
-            )
+            self._skip(WEIGHTS_INT4, "its rows are no whole groups of 32, 64 or 128 weights")
             return
         method: Method = "gptq" if options.calibration else "rtn"
         text = f"-{options.calibration_tokens}-tokens" if options.calibration else ""
@@ -139,25 +136,38 @@ class Measuring:
                 kv_cache_dtype=stage.kv, device=settled.device, num_threads=settled.num_threads,
             )  # fmt: skip
             result: dict[str, Any] = {}
-            try:
-                with worker("octavo.quality.gate_worker", asdict(gate)) as events:
-                    for event in events:
-                        if "progress" not in event:
-                            result = event
-                            continue
-                        now = event["progress"]
-                        done = f"{now['done']:,} of {now['of']:,} tokens"
-                        self._tell(f"gate, {stage.label}: {now['step']}", 0, done)
-            except OctavoError as error:
-                return {"unjudged": str(error)}
+            with worker("octavo.quality.gate_worker", asdict(gate)) as events:
+                for event in events:
+                    if "progress" not in event:
+                        result = event
+                        continue
+                    now = event["progress"]
+                    done = f"{now['done']:,} of {now['of']:,} tokens"
+                    self._tell(f"gate, {stage.label}: {now['step']}", 0, done)
             return result
 
-        result = self._kept("gate", inputs, measure)
-        if "unjudged" in result:
-            return _unjudged(options, result["unjudged"])
+        try:
+            result = self._kept("gate", inputs, measure)
+        except OctavoError as error:
+            self._tell(f"gate, {stage.label}: NOT JUDGED: {error}", 0, "")
+            return _unjudged(options, str(error))
         return Quality.of_record(result["record"], f"quality/{stage.key}")
 
     # Speed.
+
+    def _measure_or_skip(self, stage: Stage, number: int) -> None:
+        """Of transformers, what cannot be measured is left out: the others do not rest on it."""
+        try:
+            self._measure(stage, number)
+        except OctavoError as error:
+            if stage.is_ours:
+                raise
+            self._samples = [each for each in self._samples if each.stage != stage.key]
+            self._skip(stage, f"it failed: {error}")
+
+    def _skip(self, stage: Stage, reason: str) -> None:
+        self._skipped[stage.key] = reason
+        self._tell(f"{stage.label} IS SKIPPED: {reason}", 0, "")
 
     def _measure(self, stage: Stage, number: int) -> None:
         """One round of a stage: what is stored, then what is missing."""
@@ -165,22 +175,20 @@ class Measuring:
         if number > 0:
             own = [each for each in self._samples if each.stage == stage.key and each.round == 0]
             loads = (best_users(own, slo_of(self._options)),)
-        slo = asdict(slo_of(self._options))
+        slo = slo_of(self._options)
         inputs = {**self._inputs(stage), "round": number}
-        ended = self._key("ended", {**inputs, "loads": loads, "slo": slo})
+        ended = self._key("ended", {**inputs, "loads": loads, "slo": asdict(slo)})
         keys = {users: self._key("sample", {**inputs, "users": users}) for users in loads}
-        has_ended = self._store.get(ended)
-        stored = [self._store.get(keys[users]) for users in has_ended or loads]
+        stored = [self._store.get(keys[users]) for users in self._store.get(ended) or loads]
         found = [Sample.from_json(each) for each in takewhile(bool, stored) if each]
+        has_ended = [each.users for each in found] == self._store.get(ended)
         label = f"round {number + 1}, {stage.label}"
-        self._tell(
-            f"{label}: {len(found)} loads are there already" if found else label, len(found), ""
-        )
-        if has_ended is None:
-            rest = loads[len(found) :]
+        self._tell(f"{label}: {len(found)} there already" if found else label, len(found), "")
+        rest = loads[len(found) :]
+        if not has_ended and rest and not is_past_best(found, slo):
             job = {
                 "settled": asdict(self._settled), "stage": asdict(stage),
-                "folder": self._weights(stage), "round": number, "loads": rest, "slo": slo,
+                "folder": self._weights(stage), "round": number, "loads": rest, "slo": asdict(slo),
                 "max_s": self._options.max_stage_s, "earlier": [asdict(each) for each in found],
             }  # fmt: skip
             with worker("octavo.playbook.stage_worker", job) as events:
@@ -190,6 +198,7 @@ class Measuring:
                     self._store.put(keys[users], event["sample"])
                     rate = f"{found[-1].tokens_per_s:,.0f} tokens/s"
                     self._tell(f"{label}: {users} users, {rate}", 1, "")
+        if not has_ended:
             self._store.put(ended, [each.users for each in found])
         self._tell("", len(loads) - len(found), "")
         self._samples += found
