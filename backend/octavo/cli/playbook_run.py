@@ -38,6 +38,10 @@ class Measuring:
         self._options, self._settled, self._tell = options, settled, tell
         self._out = Path(options.out)
         self._store = Store(self._out)
+        about, own = machine(), {**asdict(settled), "model": ""}  # where it lies is of no matter
+        self._common = {
+            "settled": own, "versions": versions(), "cpu": [about["cpu_model"], about["cores"]],
+        }  # fmt: skip
         self._samples: list[Sample] = []
         self._qualities: dict[str, Quality] = {}
         self._skipped: dict[str, str] = {}
@@ -218,9 +222,7 @@ class Measuring:
 
     def _key(self, kind: str, inputs: Mapping[str, Any]) -> str:
         """With what all results depend on."""
-        own = {name: value for name, value in asdict(self._settled).items() if name != "model"}
-        here = {name: machine()[name] for name in ("cpu_model", "cores")}
-        return key_of(kind, {**inputs, "settled": own, "machine": here, "versions": versions()})
+        return key_of(kind, {**inputs, **self._common})
 
     def _kept(
         self, kind: str, inputs: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
