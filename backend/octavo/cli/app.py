@@ -11,6 +11,7 @@ from octavo.cli import profile_app
 from octavo.cli.bench_app import bench_app
 from octavo.cli.gate_usage import GateCommand
 from octavo.cli.plan_app import plan_app
+from octavo.cli.playbook_app import add_playbook
 from octavo.cli.triton_flags import CONTAINER_VERSION
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(plan_app, name="plan")
 app.command(help=profile_app.HELP, epilog=profile_app.EPILOG)(profile_app.profile)
+add_playbook(app)
 
 _ENGINE, _SERVER, _NETWORK, _CANDIDATE = "Engine", "Server", "Network", "Candidate"
 _QUANTIZE_HELP = "\n\n".join(

@@ -84,6 +84,16 @@ class Work:
         memory_s, compute_s = self.bytes / read_bytes_per_s, self.flops / flops_per_s
         return (memory_s, "memory") if memory_s >= compute_s else (compute_s, "compute")
 
+    def peak_ratios(
+        self, elapsed_s: float, read_bytes_per_s: float, flops_per_s: float
+    ) -> tuple[float, float]:
+        """MBU and MFU of work that took `elapsed_s`."""
+        return self.bytes / elapsed_s / read_bytes_per_s, self.flops / elapsed_s / flops_per_s
+
+    @property
+    def flops_per_byte(self) -> float:
+        return self.flops / self.bytes
+
 
 def linear_work(rows: int, out: int, width: int, weight_bytes: float, number_bytes: int) -> Work:
     """x [rows, width] · weight [out, width], x and result in numbers of `number_bytes`."""
