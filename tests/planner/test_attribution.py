@@ -9,9 +9,8 @@ from octavo.planner.attribution import (
     ModelWork,
     StepWeights,
     held_s,
-    seconds_usd,
-    usd_per_million_tokens,
 )
+from octavo.planner.cost import seconds_usd, usd_per_million
 from octavo.planner.roofline import DecoderShape, decode_step_work
 
 SHAPE = DecoderShape(
@@ -126,4 +125,4 @@ def test_dollars_and_memory() -> None:
     # 1 of the 8 GB, for an hour.
     assert held_s(500 * 3600, 2_000_000, 8_000_000_000) == pytest.approx(450)
     # 6.88 dollars an hour at 2500 tokens/s.
-    assert usd_per_million_tokens(6.88, 2500 * 3600) == pytest.approx(0.764, abs=5e-4)
+    assert usd_per_million(6.88, 2500 * 3600) == pytest.approx(0.764, abs=5e-4)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo.planner.live import LimitName, Load, binding_limit, histogram_quantile
+from octavo.planner.live import LimitName, Load, histogram_quantile, live_limit
 
 INF = math.inf
 
@@ -65,6 +65,6 @@ BUSY = Load(
 def test_the_first_limit_that_holds_is_named(
     changes: dict[str, Any], name: LimitName, part: str
 ) -> None:
-    limit = binding_limit(replace(BUSY, **changes))
+    limit = live_limit(replace(BUSY, **changes))
     assert limit.name == name
     assert part in limit.sentence

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from octavo.cli.scrape import Interval
-from octavo.planner.attribution import usd_per_million_tokens
-from octavo.planner.live import Limit, Load, binding_limit, histogram_quantile
+from octavo.planner.cost import usd_per_million
+from octavo.planner.live import Limit, Load, histogram_quantile, live_limit
 
 _NONE = "–"
 _MAX_TENANTS = 5
@@ -56,7 +56,7 @@ def frame(interval: Interval, title: str) -> RenderableType:
         ("tenants", _tenants(interval)),
     ):
         table.add_row(name, line)
-    table.add_row("limit", _limit(binding_limit(load)))
+    table.add_row("limit", _limit(live_limit(load)))
     return Panel(table, title=title, title_align="left", expand=False)
 
 
@@ -124,7 +124,7 @@ def _cost(interval: Interval) -> str:
         return "no price: set price_usd_per_hour in engine.toml"
     spent_usd = interval.increase("octavo_cost_usd_total")
     good = round(interval.increase("octavo_good_tokens_total"))
-    now = f"${usd_per_million_tokens(spent_usd, good):,.2f}" if good else _NONE
+    now = f"${usd_per_million(spent_usd, good):,.2f}" if good else _NONE
     since = interval.after.value("octavo_cost_per_million_tokens_usd", tokens="good")
     start = _NONE if since is None else f"${since:,.2f}"
     return f"{now} per million good tokens ({start} since the start), ${price:g} per hour"

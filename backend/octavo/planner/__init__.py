@@ -6,4 +6,5 @@ capacity    KV memory, requests that fit       latency    steps, TTFT, TPOT; fit
 cost        dollars                            hardware   peaks; prices: dated dollars
 setup, plan, limits, stages, advice            an engine under a workload
 traffic, contracts, comparison, simulation     a month under contracts
+attribution, live                              a running server: whose its time was, what limits it
 """

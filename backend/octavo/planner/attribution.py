@@ -20,8 +20,6 @@ from dataclasses import dataclass
 
 from octavo.planner.roofline import DecoderShape
 
-SECONDS_PER_HOUR = 3600.0
-
 # FLOPs in the time of a byte, until steps have told: between CPUs with matrix units (some 20 to
 # 80) and GPUs (150 to 300, by their datasheets).
 _PRIOR_FLOPS_PER_BYTE = 100.0
@@ -140,12 +138,3 @@ def held_s(block_seconds: float, block_bytes: int, memory_bytes: int) -> float:
     memory (weights and KV memory together) times how long they were kept. Charging memory with
     the whole price is the careful choice: it makes savings look smaller."""
     return block_seconds * block_bytes / memory_bytes
-
-
-def seconds_usd(seconds: float, usd_per_hour: float) -> float:
-    return seconds / SECONDS_PER_HOUR * usd_per_hour
-
-
-def usd_per_million_tokens(usd: float, tokens: int) -> float:
-    assert tokens > 0, tokens
-    return usd / tokens * 1e6

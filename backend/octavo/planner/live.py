@@ -74,7 +74,7 @@ class Limit:
     sentence: str
 
 
-def binding_limit(load: Load) -> Limit:
+def live_limit(load: Load) -> Limit:
     """The first of these that holds. What keeps requests out of the batch comes before what holds
     the batch up, and advice follows the order batch, share, quantize."""
     if not load.is_up:

@@ -5,7 +5,7 @@ from typing import Any
 
 from octavo.accounts import Account
 from octavo.config import EngineConfig
-from octavo.planner.attribution import seconds_usd
+from octavo.planner.cost import seconds_usd
 from octavo.serving.request_log import Ended, RequestLog
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from octavo.engine import Engine
-from octavo.planner.attribution import usd_per_million_tokens
+from octavo.planner.cost import usd_per_million
 from octavo.serving.billing import Billing
 from octavo.serving.metric_table import Sample
 from octavo.stats import RequestStats
@@ -57,7 +57,7 @@ def collect_cost(engine: Engine, requests: RequestStats, billing: Billing) -> It
         ("output", engine.stats.generation_tokens), ("good", requests.good_tokens),
     ):  # fmt: skip
         if count:
-            per_million = usd_per_million_tokens(bill_usd, count)
+            per_million = usd_per_million(bill_usd, count)
             yield "octavo_cost_per_million_tokens_usd", "gauge", {"tokens": tokens}, per_million
 
 
