@@ -174,9 +174,17 @@ def test_a_refused_format_is_left_out_behind(workers: Workers, options: Options)
 
 def test_a_model_that_cannot_read_is_asked_once(workers: Workers, options: Options) -> None:
     workers.verdicts["kv"] = "no signal"
-    found = measured(options)
+    found = measured(replace(options, calibration="other.txt"))
     assert [name for name, _ in workers.asked].count("quality") == 1
+    (job,) = [asked for name, asked in workers.asked if name == "quantization"]
+    assert job["method"] == "rtn" and job["calibration"] is None, "GPTQ has nothing to keep"
     assert [row.judged for row in found.rows[5:]] == ["no signal"] * 2
+
+
+def test_a_calibration_text_is_gptqs(workers: Workers, options: Options) -> None:
+    measured(replace(options, calibration="other.txt"))
+    (job,) = [asked for name, asked in workers.asked if name == "quantization"]
+    assert (job["method"], job["calibration"], job["bits"]) == ("gptq", "other.txt", 4)
 
 
 def test_without_a_text_nothing_is_judged(workers: Workers, options: Options) -> None:
