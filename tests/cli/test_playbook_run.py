@@ -210,6 +210,12 @@ def test_without_transformers_0a_is_skipped_loudly(
     assert any("0a transformers IS SKIPPED: transformers is not installed" in each for each in said)
 
 
+def test_0a_can_be_left_out(workers: Workers, options: Options) -> None:
+    found = measured(replace(options, skip_transformers=True))
+    assert [key for key, _, _ in workers.stages()][:2] == ["contiguous", "paged"]
+    assert found.rows[0].skipped == "--skip-transformers"
+
+
 def test_a_failing_transformers_costs_no_other_stage(workers: Workers, options: Options) -> None:
     workers.failing = "generate"
     found = measured(options)

@@ -76,7 +76,9 @@ class Measuring:
 
     def _stages(self) -> Iterator[Stage]:
         """Those that can be measured here, as they are measured."""
-        if importlib.util.find_spec("transformers") is None:
+        if self._options.skip_transformers:
+            self._skip(GENERATE, "--skip-transformers")
+        elif importlib.util.find_spec("transformers") is None:
             self._skip(GENERATE, "transformers is not installed (pip install transformers)")
         verdicts = {key: quality.judged for key, quality in self._qualities.items()}
         for stage in STAGES:
