@@ -1,4 +1,4 @@
-# `make` lists the targets. Variables: MODEL, PORT, SERVE_ARGS, PYTHON, PIP_ARGS, and those of
+# `make` lists the targets. Variables: MODEL, QUANT, PORT, SERVE_ARGS, PYTHON, PIP_ARGS, and those of
 # loadtest: URL, WORKLOAD, RATE, ARRIVAL, USERS, DURATION, TRANSPORT, LOADTEST_ARGS.
 
 SHELL := /bin/bash
@@ -23,13 +23,16 @@ help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 	@echo
 	@echo "  make serve MODEL=path-or-hub-id PORT=9000     another checkpoint, other ports"
+	@echo "  make serve QUANT=int4                         octavo-tiny in 4 bits, past its quality gate"
 	@echo "  make serve SERVE_ARGS='--contract vllm'       any option of: octavo serve --help"
 	@echo "  make loadtest WORKLOAD=rag RATE=0.5           docs/load-testing.md has all variables"
 	@echo "  make serve PYTHON=python3.12                  Python for a new .venv (3.10 to 3.12)"
 	@echo "  make serve PIP_ARGS='--index-url URL'         options for pip, as for a CPU-only torch"
 
 serve: $(RUNTIME) ## install, start the server, wait for a token, stay until Ctrl-C
-	@$(BIN)/octavo serve $(MODEL) $(if $(PORT),--port $(PORT)) $(SERVE_ARGS)
+	$(if $(filter-out int4,$(QUANT)),$(error QUANT = $(QUANT): octavo-tiny is shipped in int4; other \
+	  formats are rounded at load, as by SERVE_ARGS='--weight-format int8'))
+	@$(BIN)/octavo serve $(or $(MODEL),$(QUANT:%=models/octavo-tiny-%)) $(if $(PORT),--port $(PORT)) $(SERVE_ARGS)
 
 doctor: $(RUNTIME) ## look at this machine: what is missing, and how to mend it
 	@$(BIN)/octavo doctor

@@ -95,8 +95,9 @@ def points(folder: Path, lines: list[dict[str, Any]]) -> list[Point]:
         if "error" in line:
             raise SystemExit(f"{folder.name} {line['workload']}: {line['error']}")
         model = sizes(folder, line["dtype"])
-        weights = weight_bytes(model, format_of(model, setting(line)))
-        loaded = Loaded(model, weights.step, kv_token_bytes(kv_layout(model)))
+        own = format_of(model, setting(line))
+        weights, token_bytes = weight_bytes(model, own), kv_token_bytes(kv_layout(model))
+        loaded = Loaded(model, weights.step, token_bytes, own.weight_bits)
         prompt, output, batch = (int(part[1:]) for part in line["workload"].split("-"))
         peaks = Peaks(line["read_gbs"] * 1e9, line["matrix_gflops"] * 1e9)
         step_s = (line["forward_us"] + line["host_us"]) / 1e6

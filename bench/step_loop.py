@@ -20,7 +20,7 @@ neighbour on the machine takes none:
 Python's share is the step without forward and logits. As reading the clock takes time too, every
 second step is split into these parts, and the others, of which only forward and logits are timed
 apart, give the share.
---phases builds the native kernels with clocks in them, and shows what the phases of forward took.
+--phases shows what the phases of forward took in the native kernels, mean of the threads.
 --profile runs the same steps under cProfile before, which itself takes time for every call.
 """
 
@@ -31,7 +31,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 import argparse
 import cProfile
-import functools
 import json
 import pstats
 import random
@@ -45,14 +44,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-import octavo.kernels.cpu
 from octavo import kernels
 from octavo.benchmarks.machine import machine, versions
 from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.execution.sampler import PendingTokens
 from octavo.generation import GenerationRequest
-from octavo.kernels.cpu.build import build_library
 from octavo.sampling_params import SamplingParams, parse
 
 PARTS = ("schedule", "batch", "forward", "logits", "sample", "update", "hand out", "rest")
@@ -106,9 +103,6 @@ class Parts:
 
 
 def load(args: argparse.Namespace) -> Engine:
-    if args.phases:
-        timing = functools.partial(build_library, options=("-DOCTAVO_PROFILE",))
-        octavo.kernels.cpu.build_library = timing
     engine = Engine(
         make_config(
             model=args.model,
@@ -143,6 +137,8 @@ def measure(
 ) -> tuple[list[Step], list[Step], Step]:
     """Steps split into all parts, the others, and the phases of the model's forward, medians."""
     library = engine.runner.library
+    if library is not None:
+        library.is_timed = args.phases
     phases: list[Step] = []
     parts = Parts(engine)
     split: list[Step] = []
@@ -152,12 +148,12 @@ def measure(
         worked = True
         while worked:
             counts = number >= 0 and decodes_all(args, engine)
-            before = library.phase_seconds() if library else {}
             worked = parts.step()
             step = parts.take()
             if counts:
-                after = library.phase_seconds() if library else {}
-                phases.append({name: after[name] - value for name, value in before.items()})
+                taken = library.take_phases() if library else None
+                spent_ns = taken.spent_ns if taken else {}
+                phases.append({name: ns / args.threads / 1e9 for name, ns in spent_ns.items()})
                 (split if parts.splits else whole).append(step)
             parts.splits = not parts.splits
         print(f"round {number}: {len(split) + len(whole)} steps", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """Chooses models/octavo-tiny/calibration.jsonl from the training text: what GPTQ and AWQ read.
 
-    python models/calibration.py .cache/octavo-tiny/train.jsonl
+    python models/calibration.py .cache/train/train.jsonl
 
 128 documents by a seed, of packages that have a document held out too, so that heldout-licences.txt
 has their copyright files. Of each a stretch of whole paragraphs, from anywhere in it, of some 2,000
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("train", type=Path, help="train.jsonl, as models/train_tiny.py builds it")
+    parser.add_argument("train", type=Path, help="train.jsonl, as models/train.py builds it")
     args = parser.parse_args()
     held = [json.loads(line) for line in (FOLDER / "heldout.jsonl").open(encoding="utf-8")]
     packages = {document["package"] for document in held}

@@ -85,9 +85,10 @@ The held-out documents are whole pages of 4,000 to 20,000 characters, at most tw
 chosen by a hash of their path before anything was trained. They keep the licence of their package:
 `heldout-licences.txt` holds the copyright files.
 
-`calibration.jsonl` is for methods of quantization that read text: stretches of some 2,000 characters
-of 128 training documents, chosen by `models/calibration.py` with a seed from packages that have a
-held-out document too, so the same copyright files cover it. Nothing of it is held out.
+`models/octavo-tiny/calibration.jsonl` is for methods of quantization that read text: stretches of
+some 2,000 characters of 128 training documents, chosen by `models/calibration.py` with a seed from
+packages that have a held-out document too, so the same copyright files cover it.
+Nothing of it is held out.
 
 | package | version | licence | characters used | documents held out | SHA-256 of the .deb |
 |---|---|---|---|---|---|

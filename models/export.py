@@ -83,7 +83,9 @@ def check_against_transformers(model: TinyLlama, folder: Path) -> float:
         logits = other(tokens).logits
         difference = ((model.logits(tokens) - logits).abs().max() / logits.abs().max()).item()
     if difference > 1e-4:
-        raise ValueError(f"logits differ from transformers by a share of {difference:.2e}, limit 1e-4")
+        raise ValueError(
+            f"logits differ from transformers by a share of {difference:.2e}, limit 1e-4"
+        )
     return difference
 
 

@@ -1,5 +1,6 @@
 """engine.toml and the environment: types, bounds, overrides; faults name field and limit."""
 
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,21 @@ def test_slo_is_above_zero(field: str, value: object) -> None:
     assert_refused(f"slo.{field} = {value!r}", "should be", slo={field: value})
 
 
+@pytest.mark.parametrize("value", [0, -3.2, "x", True, float("inf")], ids=shown)
+def test_a_price_is_above_zero(value: object) -> None:
+    assert_refused(f"price_usd_per_hour = {value!r}", "should be", price_usd_per_hour=value)
+
+
+def test_a_price_can_say_when_it_held() -> None:
+    for as_of in ("2026-11-20", date(2026, 11, 20)):
+        config = make_config(model="m", price_usd_per_hour="3.2", price_as_of=as_of)
+        assert (config.price_usd_per_hour, config.price_as_of) == (3.2, date(2026, 11, 20))
+    assert_refused("price_as_of", "price_usd_per_hour is not", price_as_of="2026-11-20")
+    assert_refused("price_as_of = 'x'", "date", price_usd_per_hour=1, price_as_of="x")
+    future = date.today() + timedelta(days=30)
+    assert_refused(f"{future} lies in the future", price_usd_per_hour=1, price_as_of=future)
+
+
 def test_slo_refuses_what_it_does_not_know() -> None:
     assert_refused("slo.p99_s = 1.0: unknown setting; known: ttft_s, tpot_s", slo={"p99_s": 1.0})
     assert_refused("slo = 5", slo=5)
@@ -332,3 +348,18 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "engine.toml").write_bytes(b'model = "\xff"')
     with pytest.raises(ConfigError, match=r"engine\.toml: "):
         load_config(tmp_path / "engine.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1-1", (1, 1)), (" 100 - 1099 ", (100, 1099)), ("7-9", (7, 9))]
+)
+def test_steps_to_record(value: str, expected: tuple[int, int]) -> None:
+    assert make_config(model="m", profile_steps=value).profile_steps == expected
+    assert make_config(model="m").profile_steps is None
+
+
+@pytest.mark.parametrize(
+    "value", ["", "5", "5-", "-5", "0-3", "9-8", "1-1001", "a-b", 7, True, "1-2-3"], ids=shown
+)
+def test_steps_to_record_are_a_short_range(value: object) -> None:
+    assert_refused(f"profile_steps = {value!r}: should be", profile_steps=value)

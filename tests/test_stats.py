@@ -18,11 +18,10 @@ from factories import (
     step_checked,
     submit,
 )
+from octavo.accounts import MAX_TENANTS, OTHER_TENANTS
 from octavo.generation import GenerationRequest
 from octavo.stats import (
     LATENCY_BUCKETS_S,
-    MAX_TENANTS,
-    OTHER_TENANTS,
     EngineGauges,
     Histogram,
     RequestStats,

@@ -7,9 +7,10 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -37,6 +38,8 @@ ENV_PREFIX = "OCTAVO_ENGINE_"
 DEFAULT_MARGIN, LARGEST_MARGIN = 0.01, 0.02
 
 _DEFAULT_GROUP_SIZE = 128
+_MOST_RECORDED_STEPS = 1000
+_STEP_RANGE = re.compile(r"(\d{1,12})\s*-\s*(\d{1,12})")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
                "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
@@ -93,9 +96,31 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
-def _kernel_cache() -> Path:
+def _step_range(value: object) -> object:
+    """Of "A-B" both numbers."""
+    if isinstance(value, StepRange):
+        return value
+    match = _STEP_RANGE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('should be two numbers of steps, such as "100-150"')
+    first, last = int(match[1]), int(match[2])
+    if not 1 <= first <= last:
+        raise ValueError("should begin at step 1 or later, and not end before it begins")
+    if last - first >= _MOST_RECORDED_STEPS:
+        raise ValueError(f"should be at most {_MOST_RECORDED_STEPS} steps: memory holds them")
+    return StepRange(first, last)
+
+
+def _cache(name: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "octavo" / "kernels"
+    return Path(base) / "octavo" / name
+
+
+class StepRange(NamedTuple):
+    """Both are in it."""
+
+    first: int
+    last: int
 
 
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
@@ -207,7 +232,7 @@ class EngineConfig:
     # The CPU's: the fastest that the processor has, those of an instruction set, or plain torch.
     kernels: Literal["auto", "amx", "avx512", "avx2", "portable", "reference"] = "auto"
     # Where the compiled ones are kept: built once for each version of their sources.
-    kernel_cache: Path = Field(default_factory=_kernel_cache)
+    kernel_cache: Path = Field(default_factory=lambda: _cache("kernels"))
     # Plan a step while the one before it is computed, and take its tokens one step late: for
     # devices that compute while the host plans. Auto is where there is one.
     run_ahead: bool | Annotated[None, Auto] = None
@@ -217,7 +242,19 @@ class EngineConfig:
     # smoother and costs throughput where senders, server and clients share the engine's cores.
     sender_duty_cycle: Annotated[Number, Field(gt=0, le=1)] = 0.15
     drain_timeout_s: Annotated[Number, Field(ge=0, le=86_400)] = 30.0
+    # Steps "A-B" of the engine, from 1 on, are recorded once, into a file of `profile_folder` for
+    # Perfetto.
+    profile_steps: Annotated[StepRange, BeforeValidator(_step_range)] | None = None
+    profile_folder: Path = Field(default_factory=lambda: _cache("profiles"))
     slo: SLO = SLO()
+    # What the machine costs while the engine runs, idle or not; without it nothing is priced. The
+    # day on which that price held is exported beside it, so that an old one can be seen.
+    price_usd_per_hour: Annotated[Number, Field(gt=0)] | None = None
+    price_as_of: date | None = None
+    # A JSON object for each request that has ended, without its text; without a file there is
+    # none. Of `request_log_bytes` it becomes FILE.1, in place of an older one.
+    request_log: Annotated[Path, BeforeValidator(_no_empty)] | None = None
+    request_log_bytes: ByteSize = 2**26
     kv_tiers: TierConfig = TierConfig()
 
     def __post_init__(self) -> None:
@@ -238,6 +275,18 @@ class EngineConfig:
             )
 
         self._check_weight_settings()
+        self._check_price()
+
+    def _check_price(self) -> None:
+        if self.price_as_of is None:
+            return
+        if self.price_usd_per_hour is None:
+            raise ValueError(
+                f"price_as_of = {self.price_as_of} is set and price_usd_per_hour is not: set both "
+                "or the price alone"
+            )
+        if self.price_as_of > date.today() + timedelta(days=1):  # a day for time zones
+            raise ValueError(f"price_as_of = {self.price_as_of} lies in the future")
 
     def _check_weight_settings(self) -> None:
         is_quantized = self.weight_format != "auto"
@@ -308,8 +357,8 @@ def load_config(toml: Path, environ: Mapping[str, str] = os.environ) -> EngineCo
         raise ConfigError(f"{toml}: no such file") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{toml}: {exc}") from None
-    for name in ("model", "kernel_cache"):
-        if name in values:
+    for name in ("model", "kernel_cache", "request_log", "profile_folder"):
+        if values.get(name):
             values[name] = toml.parent / str(values[name])
     tiers = values.get("kv_tiers")
     if isinstance(tiers, dict) and tiers.get("disk_path"):

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TypeVar
 
+from octavo import spans
+from octavo.accounts import TenantLabels
 from octavo.config import EngineConfig
 from octavo.errors import EngineDeadError, StepMemoryError
 from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner, PendingStep
-from octavo.execution.nvtx import span
 from octavo.execution.sampler import PromptLogprobs, SampledTokens
+from octavo.execution.step_trace import LiveTrace, description
 from octavo.generation import (
     GenerationRequest,
     GenerationResult,
@@ -30,6 +32,9 @@ from octavo.generation import (
     Sink,
     TokenOutput,
 )
+from octavo.ledger import Ledger, Rows, StepClock
+from octavo.models.sizes import decoder_shape
+from octavo.planner.attribution import ModelWork
 from octavo.quality.served import admit
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
@@ -41,6 +46,7 @@ from octavo.scheduling.sequence import (
     StepInFlight,
     StepPlan,
 )
+from octavo.spans import span
 from octavo.stats import EngineGauges, EngineStats, Phase
 from octavo.tiers import open_tiers
 
@@ -70,6 +76,7 @@ class _InFlight:
     plan: StepPlan
     booked: StepInFlight
     pending: PendingStep
+    rows: Rows
     began_s: float
 
 
@@ -93,6 +100,7 @@ class Engine:
             on_arrival=self._on_arrival,
         )
         self._transfer = BlockTransfer(self.runner.kv_cache, self.tiers)
+        window = _common_window(self.runner.model_config.sliding_windows)
         self.scheduler = Scheduler(
             num_blocks=self.runner.kv_cache.num_blocks,
             block_size=self.runner.kv_cache.block_size,
@@ -100,12 +108,15 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             watermark_ratio=config.watermark_ratio,
             enable_prefix_caching=config.enable_prefix_caching,
-            window=_common_window(self.runner.model_config.sliding_windows),
+            window=window,
             namespace=namespace,
             tiers=self.tiers,
             preemption=config.preemption,
         )
         self.stats = EngineStats()
+        self.clock = StepClock()
+        self.tenant_labels = TenantLabels()
+        self.ledger = _ledger(self.runner, window, self.tenant_labels)
         # Called by the engine's own thread after each step: outputs can be handed on together,
         # which wakes a receiver once a step and not once a sequence.
         self.after_step: Callable[[], None] = lambda: None
@@ -126,9 +137,14 @@ class Engine:
         self._live: dict[int, _Live] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._in_flight: _InFlight | None = None
-        self._settled_s = 0.0
         self._thread: threading.Thread | None = None
         self._has_failed = False
+        self._trace: LiveTrace | None = None
+        if config.profile_steps is not None:
+            self._trace = LiveTrace(
+                *config.profile_steps, config.profile_folder, self.runner.library,
+                on_device=self.runner.device.type == "cuda",
+            )  # fmt: skip
 
     # Any thread.
 
@@ -207,6 +223,16 @@ class Engine:
         )
 
     @property
+    def held_in_vain_s(self) -> float:
+        """What it took to keep cached blocks that were evicted before anybody found them."""
+        return self.ledger.held_s(self.scheduler.allocator.held_in_vain_block_s)
+
+    def count_idle(self) -> None:
+        """Brings the idle time up to date, which else is booked when it ends."""
+        with self._changed:
+            self.clock.pass_idle()
+
+    @property
     def is_alive(self) -> bool:
         return self._closed is None
 
@@ -270,23 +296,35 @@ class Engine:
 
     def step(self) -> bool:
         """Computes one step, if there is work. Returns whether there was."""
+        if self._thread is None:
+            self.clock.start()  # the time between steps is the caller's
         self._take_inbox()
-        return self._step_ahead() if self.runner.runs_ahead else self._step()
+        advance = self._step_ahead if self.runner.runs_ahead else self._step
+        return advance() if self._trace is None else self._traced(advance)
+
+    def _traced(self, advance: Callable[[], bool]) -> bool:
+        assert self._trace is not None
+        worked = self._trace.step(self.stats.steps + 1, advance)
+        if self._trace.is_over:
+            self._trace = None
+        return worked
 
     def _step(self) -> bool:
         """Plans a step and waits for it: the plain loop, which `_step_ahead` must equal."""
         if not self.scheduler.has_work:
             return False
-        began_s = time.perf_counter()
+        self.clock.begin_step(time.perf_counter())
         plan = self._plan()
         if len(plan) == 0:
             if self.scheduler.has_work:
                 self._wait_for_blocks()
             return True
+        rows = self.ledger.rows(plan)  # while caches are warm of planning
         sampled = self._compute(plan, self.runner.run)
         if sampled is not None:
-            outputs = self.scheduler.update(plan, sampled.token_ids)
-            self._book(plan, outputs, sampled, time.perf_counter() - began_s)
+            with span("update"):
+                outputs = self.scheduler.update(plan, sampled.token_ids)
+            self._book(plan, rows, outputs, sampled, self.clock.end_step())
         return True
 
     def _step_ahead(self) -> bool:
@@ -304,10 +342,15 @@ class Engine:
                 self._wait_for_blocks()
             return True
         pending = self._compute(plan, self.runner.launch)
-        booked = None if pending is None else self.scheduler.advance(plan)
+        if pending is None:
+            self._settle()
+            return True
+        rows = self.ledger.rows(plan)
+        with span("update"):
+            booked = self.scheduler.advance(plan)
+        launched = _InFlight(plan, booked, pending, rows, began_s)
         self._settle()
-        if pending is not None and booked is not None:
-            self._in_flight = _InFlight(plan, booked, pending, began_s)
+        self._in_flight = launched
         return True
 
     def _settle(self) -> bool:
@@ -315,18 +358,21 @@ class Engine:
         flying, self._in_flight = self._in_flight, None
         if flying is None:
             return False
-        sampled = flying.pending.result()
-        outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
-        now_s = time.perf_counter()
-        began_s = max(flying.began_s, self._settled_s)  # when the runner came to it
-        self._settled_s = now_s
-        self._book(flying.plan, outputs, sampled, now_s - began_s)
+        with span("wait"):
+            sampled = flying.pending.result()
+        with span("update"):
+            outputs = self.scheduler.settle(flying.booked, sampled.token_ids)
+        self.clock.begin_step(flying.began_s)
+        self._book(flying.plan, flying.rows, outputs, sampled, self.clock.end_step())
         return True
 
     def _plan(self) -> StepPlan:
         """The next step, with the blocks moved that it needs elsewhere."""
         with span("schedule"):
             plan = self.scheduler.schedule()
+        if spans.is_recording():
+            with span(spans.DESCRIBE):
+                spans.begin_step(description(plan))
         self._count_admitted(plan)
         self._transfer.run(plan)
         return plan
@@ -346,13 +392,17 @@ class Engine:
     def _book(
         self,
         plan: StepPlan,
+        rows: Rows,
         outputs: Iterable[StepOutput | None],
         sampled: SampledTokens,
         elapsed_s: float,
     ) -> None:
-        self.scheduler.costs.observe(plan, elapsed_s)
-        self._count(plan, sampled.faults.count(None), elapsed_s)
-        self._hand_out(outputs, sampled)
+        with span("count"):
+            self.ledger.book(rows, elapsed_s)
+            self.scheduler.costs.observe(plan, elapsed_s)
+            self._count(plan, sampled.faults.count(None), elapsed_s)
+        with span("hand out"):
+            self._hand_out(outputs, sampled)
 
     def _hand_out(self, outputs: Iterable[StepOutput | None], sampled: SampledTokens) -> None:
         for prompt in sampled.prompts:
@@ -374,13 +424,16 @@ class Engine:
     def _wait_for_blocks(self) -> None:
         """All that could run waits for a tier: until something arrives, from there or a client."""
         with self._changed:
+            self.clock.begin_idle()
             self._changed.wait_for(
                 lambda: self._has_arrived or self._inbox or self._cancelled, _TIER_POLL_S
             )
+            self.clock.end_idle()
             self._has_arrived = False
 
     def _run(self) -> None:
         try:
+            self.clock.start()
             self.runner.bind_to_thread()
             while self._wait_for_work():
                 self.step()
@@ -389,21 +442,29 @@ class Engine:
             log.exception("the decode loop has ended")
             self._has_failed = True  # what blocks hold is no more certain
             self._fail(f"the engine has failed: {type(exc).__name__}: {exc}")
+        finally:
+            self.clock.stop()
+        if self._trace is not None:
+            self._trace.finish(self.stats.steps)
 
     def _wait_for_work(self) -> bool:
         """False when the engine is to stop and nothing is left to do."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._inbox
-                    or self._cancelled
-                    or self.scheduler.has_work
-                    or self._in_flight is not None
-                    or self._closed is not None
-                )
-            )
+            if not self._is_wanted():
+                self.clock.begin_idle()
+                self._changed.wait_for(self._is_wanted)
+                self.clock.end_idle()
             is_busy = self._inbox or self._live or self._in_flight is not None
             return bool(is_busy or self._closed is None)
+
+    def _is_wanted(self) -> bool:
+        return bool(
+            self._inbox
+            or self._cancelled
+            or self.scheduler.has_work
+            or self._in_flight is not None
+            or self._closed is not None
+        )
 
     def _take_inbox(self) -> None:
         if self._inbox or self._cancelled:  # what comes just now is for the next step
@@ -420,6 +481,7 @@ class Engine:
             self._live.update({s.request_id: _live(s, sink) for s, sink in arrived})
         for sequence, _ in arrived:
             self.scheduler.add(sequence)
+            self.ledger.open(sequence.account, sequence.params.tenant or "")
             if sequence.params.deadline_ms is not None:
                 deadline_s = sequence.arrival_s + sequence.params.deadline_ms / 1e3
                 heapq.heappush(self._deadlines, (deadline_s, sequence.request_id))
@@ -460,9 +522,12 @@ class Engine:
             live.has_output = True
             wanted = sequence.params.prompt_logprobs is not None
             prompt = PromptOutput(
-                sequence.num_cached_tokens, live.prompt_logprobs if wanted else None
+                sequence.num_cached_tokens,
+                live.prompt_logprobs if wanted else None,
+                sequence.account,
             )
         if reason is not None:
+            self.ledger.settle()
             del live.sequences[sequence.index]
             if not live.sequences:
                 del self._live[sequence.request_id]
@@ -497,7 +562,10 @@ class Engine:
                 sequence.num_preemptions
             ):
                 self.stats.prompt_tokens += sequence.num_prompt_tokens
-                self.stats.queue_time_s.observe(now_s - sequence.arrival_s)
+                queue_s = now_s - sequence.arrival_s
+                self.stats.queue_time_s.observe(queue_s)
+                saved_s = self.scheduler.costs.recompute_s(sequence.num_cached_tokens)
+                self.ledger.admit(sequence, queue_s, saved_s)
 
     def _count(self, plan: StepPlan, num_outputs: int, elapsed_s: float) -> None:
         phase: Phase = "mixed" if plan.decodes else "prefill"
@@ -510,6 +578,22 @@ class Engine:
 
 def _live(sequence: Sequence, sink: Sink) -> _Live:
     return _Live(sink, {each.index: each for each in (sequence, *sequence.forks)})
+
+
+def _ledger(runner: ModelRunner, window: int | None, labels: TenantLabels) -> Ledger:
+    kv_cache = runner.kv_cache
+    work = ModelWork.of(
+        decoder_shape(runner.model_config),
+        weight_bytes=runner.model.step_weight_bytes,
+        kv_token_bytes=kv_cache.block_bytes / kv_cache.block_size,
+        window=window,
+    )
+    return Ledger(
+        work,
+        block_bytes=kv_cache.block_bytes,
+        memory_bytes=runner.model.num_bytes + kv_cache.num_bytes,
+        labels=labels,
+    )
 
 
 def _common_window(windows: tuple[int | None, ...]) -> int | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from octavo.accounts import Account
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.sequence import FinishReason
@@ -16,6 +17,7 @@ class PromptOutput:
 
     num_cached_tokens: int
     logprobs: list[TokenLogprobs] | None
+    account: Account  # of the request, whose steps go on being booked there
 
 
 @dataclass(slots=True)

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
+from octavo.accounts import TenantLabels
+
 LATENCY_BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
     1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0,
@@ -64,10 +66,6 @@ class EngineGauges:
     fragmentation_ratio: float = 0.0
 
 
-MAX_TENANTS = 32  # with labels of their own; requests of further ones count as OTHER_TENANTS
-OTHER_TENANTS = "other"
-
-
 class RequestStats:
     """What requests met on their way out, seen from the server's side. Any thread may write.
 
@@ -75,7 +73,9 @@ class RequestStats:
     (end to end − TTFT) / (output tokens − 1), for each request with two or more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, labels: TenantLabels | None = None) -> None:
+        """labels: of tenants; the engine's own, so that both count the same ones."""
+        self._labels = labels or TenantLabels()
         self._lock = threading.Lock()
         self.finished: Counter[str] = Counter()  # by finish reason
         self.tenants: dict[str, tuple[int, int]] = {}  # prompt and output tokens; "" names nobody
@@ -108,8 +108,7 @@ class RequestStats:
     ) -> None:
         with self._lock:
             self.finished[reason] += 1
-            if tenant not in self.tenants and len(self.tenants) >= MAX_TENANTS:
-                tenant = OTHER_TENANTS
+            tenant = self._labels.of(tenant)
             prompt, output = self.tenants.get(tenant, (0, 0))
             self.tenants[tenant] = prompt + num_prompt_tokens, output + num_tokens
             self.e2e_s.observe(e2e_s)

@@ -18,7 +18,10 @@ from octavo.errors import OctavoError
 
 def serve(measure: Callable[[dict[str, Any]], Iterable[Mapping[str, object]]]) -> None:
     """Tells the events that `measure` gives for the options."""
-    options: dict[str, Any] = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line:  # who asked is gone already
+        return
+    options: dict[str, Any] = json.loads(line)
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
         for event in measure(options):

@@ -52,6 +52,7 @@ class Defaults:
             sampling=replace(sampling or SamplingParameters(), **chosen),
             stream=stream,
             return_token_ids=given.pop("return_token_ids", False),
+            return_cost=given.pop("return_cost", False),
             request_id=given.pop("request_id", ""),
             **content,
         )
@@ -114,6 +115,7 @@ class ChunkAssembler:
             usage=self._usage() if self._is_finished else None,
             index=response.index,
             prompt_logprobs=response.prompt_logprobs,
+            cost=response.cost if self._is_finished else None,
         )
 
     @property
@@ -140,6 +142,7 @@ def join(chunks: Sequence[Chunk]) -> Completion:
         choices=tuple(_join_choice(by_choice[index]) for index in sorted(by_choice)),
         usage=usage,
         prompt_logprobs=next((c.prompt_logprobs for c in chunks if c.prompt_logprobs), None),
+        cost=chunks[-1].cost,
     )
 
 

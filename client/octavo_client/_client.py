@@ -68,8 +68,8 @@ class Client:
     `transport` replaces the connection that `url` and `headers` describe, for TLS or tests.
 
     Every generating method takes a `SamplingParameters`, and as keyword arguments its fields
-    and `timeout`, `return_token_ids`, `request_id` (see `RequestOptions`). Each raises
-    `OctavoError`, or TypeError and ValueError for an argument that is wrong on its face.
+    and `timeout`, `return_token_ids`, `return_cost`, `request_id` (see `RequestOptions`). Each
+    raises `OctavoError`, or TypeError and ValueError for an argument that is wrong on its face.
     """
 
     def __init__(

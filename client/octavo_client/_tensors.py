@@ -7,12 +7,12 @@ import itertools
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from ._errors import InvalidRequestError, ServerError
 from ._transport import GenerationRequest, Response
-from ._types import Logprob, PromptLogprobs, TokenLogprobs
+from ._types import Cost, Logprob, PromptLogprobs, TokenLogprobs
 
 Outputs = Mapping[str, Sequence[Any]]
 """The elements of each output tensor, by its name."""
@@ -76,6 +76,8 @@ def wanted_outputs(request: GenerationRequest, form: ModelForm) -> list[str]:
         outputs.append("prompt_logprobs")
     if request.return_token_ids:
         outputs.append("token_ids")
+    if request.return_cost:
+        outputs.append("cost")
     if form.counts_cached_tokens:
         outputs.append("cached_tokens")
     return outputs
@@ -123,6 +125,7 @@ def read_outputs(outputs: Outputs) -> list[Response]:
             index=index,
             prompt_logprobs=_prompt_logprobs(outputs) if index == 0 else None,
             cached_tokens=_first(outputs, "cached_tokens"),
+            cost=_cost(outputs),
         )
         for index, (text, finish_reason, count, token_ids, logprobs, cumulative_logprob) in (
             enumerate(columns)
@@ -162,6 +165,14 @@ def _prompt_logprobs(outputs: Outputs) -> PromptLogprobs | None:
     if positions is None:
         return None
     return tuple(None if position is None else _candidates(position) for position in positions)
+
+
+def _cost(outputs: Outputs) -> Cost | None:
+    """A JSON object in the last response, null before. What newer servers add is left out."""
+    receipt = json.loads(_first(outputs, "cost") or "null")
+    if receipt is None:
+        return None
+    return Cost(**{field.name: receipt[field.name] for field in fields(Cost)})
 
 
 def _candidates(position: Mapping[str, Any]) -> TokenLogprobs:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ._types import Health, PromptLogprobs, SamplingParameters, TokenLogprobs
+from ._types import Cost, Health, PromptLogprobs, SamplingParameters, TokenLogprobs
 
 DEADLINE_GRACE_S = 0.25
 """How much longer than the server the client waits, so that the server's own answer to an
@@ -25,6 +25,7 @@ class GenerationRequest:
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
     stream: bool = True
     return_token_ids: bool = False
+    return_cost: bool = False
     request_id: str = ""
 
     def sampling_json(self, timeout: float | None) -> dict[str, object]:
@@ -56,6 +57,8 @@ class Response:
     prompt_logprobs: PromptLogprobs | None = None
     """In the first message, for its first choice."""
     cached_tokens: int | None = None
+    cost: Cost | None = None
+    """In the last message, if it was asked for."""
 
     @property
     def is_empty(self) -> bool:

@@ -125,6 +125,8 @@ class RequestOptions(SamplingOptions, total=False):
     client's `timeout` holds."""
     return_token_ids: bool
     """Fill `token_ids`."""
+    return_cost: bool
+    """Fill `cost`. Servers that know no receipts refuse it."""
     request_id: str
     """Appears in the server's log and traces."""
 
@@ -143,6 +145,32 @@ class Usage:
     def total_tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """The receipt of one generation, all its choices together. Dollars are None where the server
+    has no price. Idle time is in no receipt: sums over receipts stay below the server's bill."""
+
+    usd: float | None
+    """What the server's steps for this request cost: prefill and decode."""
+    prefill_usd: float | None
+    decode_usd: float | None
+    prefill_s: float
+    """Its share of the steps' time, in seconds."""
+    decode_s: float
+    cached_tokens: int
+    saved_usd: float | None
+    """What the cached tokens saved; less `held_usd` is the net."""
+    saved_s: float
+    held_usd: float | None
+    """What it cost to keep them while nobody used them."""
+    held_s: float
+    queue_s: float
+    """Received by the model to first computed step."""
+    price_usd_per_hour: float | None
+    price_as_of: str | None
+    """The day (ISO 8601) on which that price held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +210,8 @@ class Chunk:
     """Which choice this belongs to, from 0 to n - 1."""
     prompt_logprobs: PromptLogprobs | None = None
     """In the first chunk, if asked for."""
+    cost: Cost | None = None
+    """In the last chunk of all, if asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +234,8 @@ class Completion:
     choices: tuple[Choice, ...]
     usage: Usage
     prompt_logprobs: PromptLogprobs | None = None
+    cost: Cost | None = None
+    """If asked for."""
 
     @property
     def text(self) -> str:

@@ -19,7 +19,7 @@ import typer
 
 from ._client import Client, Stream
 from ._errors import OctavoError
-from ._types import Chunk, SamplingParameters, Usage
+from ._types import Chunk, Cost, SamplingParameters, Usage
 
 app = typer.Typer(
     help="Talk to an Octavo server.",
@@ -42,6 +42,11 @@ TopP = Annotated[float | None, typer.Option(help="Nucleus sampling, above 0, to 
 TopK = Annotated[int | None, typer.Option(help="Sample from this many tokens.")]
 Seed = Annotated[int | None, typer.Option(help="Makes the answer repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text. Repeatable.")]
+Tenant = Annotated[str | None, typer.Option(help="Whom the request is accounted to.")]
+ShowCost = Annotated[
+    bool,
+    typer.Option("--cost", help="Print the receipt too: what it cost, and what the cache saved."),
+]
 Timeout = Annotated[
     float | None,
     typer.Option(min=0.001, help="Give up after this many seconds."),
@@ -63,6 +68,8 @@ def complete(
     seed: Seed = None,
     stop: Stop = None,
     timeout: Timeout = None,
+    tenant: Tenant = None,
+    cost: ShowCost = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of text.")
     ] = False,
@@ -79,10 +86,12 @@ def complete(
         top_k=top_k,
         seed=seed,
         stop=stop or None,
+        tenant=tenant,
     )
     with _connect(url, model, timeout) as client:
         try:
-            answer = _show(client.stream(prompt, sampling), quiet=as_json)
+            stream = client.stream(prompt, sampling, return_cost=cost)
+            answer = _show(stream, quiet=as_json)
         except OctavoError as exc:
             raise _failed(url, exc) from exc
         except KeyboardInterrupt:
@@ -106,6 +115,8 @@ def chat(
     seed: Seed = None,
     stop: Stop = None,
     timeout: Timeout = None,
+    tenant: Tenant = None,
+    cost: ShowCost = False,
 ) -> None:
     """Chat in the terminal. /reset forgets, /exit or end of input leaves, Ctrl-C stops an answer.
 
@@ -118,17 +129,23 @@ def chat(
         top_k=top_k,
         seed=seed,
         stop=stop or None,
+        tenant=tenant,
     )
     opening = [{"role": "system", "content": system}] if system else []
     with _connect(url, model, timeout) as client:
         try:
-            _converse(client, url, opening, sampling)
+            _converse(client, url, opening, sampling, cost=cost)
         except KeyboardInterrupt:
             raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 
 def _converse(
-    client: Client, url: str, opening: list[dict[str, str]], sampling: SamplingParameters
+    client: Client,
+    url: str,
+    opening: list[dict[str, str]],
+    sampling: SamplingParameters,
+    *,
+    cost: bool,
 ) -> None:
     """Answer line after line. In a pipe, a failure or Ctrl-C ends it; in a terminal, the turn."""
     interactive = sys.stdin.isatty()
@@ -146,7 +163,7 @@ def _converse(
             elif line:
                 # A turn that fails or is stopped is forgotten, question and all.
                 asked = [*messages, {"role": "user", "content": line}]
-                answer = _show(client.stream_chat(asked, sampling))
+                answer = _show(client.stream_chat(asked, sampling, return_cost=cost))
                 messages = [*asked, {"role": "assistant", "content": answer.text}]
         except EOFError:
             return
@@ -160,6 +177,27 @@ def _converse(
             print("(stopped)", file=sys.stderr)
 
 
+def _receipt(cost: Cost) -> str:
+    """In seconds where the server has no price."""
+
+    def amount(usd: float | None, seconds: float) -> str:
+        return f"{seconds:.4f} s" if usd is None else f"${usd:.3g}"
+
+    total = amount(cost.usd, cost.prefill_s + cost.decode_s)
+    prefill = amount(cost.prefill_usd, cost.prefill_s)
+    decode = amount(cost.decode_usd, cost.decode_s)
+    saved = amount(cost.saved_usd, cost.saved_s)
+    held = amount(cost.held_usd, cost.held_s)
+    price = "no price is set on the server: set price_usd_per_hour"
+    if cost.price_usd_per_hour is not None:
+        as_of = f" as of {cost.price_as_of}" if cost.price_as_of else ""
+        price = f"${cost.price_usd_per_hour:g} per hour{as_of}"
+    return (
+        f"cost {total} (prefill {prefill}, decode {decode}); {cost.cached_tokens} cached tokens "
+        f"saved {saved}, kept for {held}; queued {cost.queue_s:.3f} s; {price}"
+    )
+
+
 @dataclass(frozen=True)
 class _Answer:
     """What `--json` prints; times as seen from here, in seconds."""
@@ -169,6 +207,7 @@ class _Answer:
     usage: Usage
     ttft_s: float
     total_s: float
+    cost: Cost | None
 
     def summary(self) -> str:
         tokens = self.usage.completion_tokens
@@ -199,8 +238,11 @@ def _show(stream: Stream, *, quiet: bool = False) -> _Answer:
         usage=last.usage,
         ttft_s=round((first or ended) - started, 6),
         total_s=round(ended - started, 6),
+        cost=last.cost,
     )
     print(answer.summary(), file=sys.stderr)
+    if answer.cost is not None:
+        print(_receipt(answer.cost), file=sys.stderr)
     return answer
 
 

@@ -10,6 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Script = Callable[["Received"], Iterator[Any]]
+RECEIPT: dict[str, Any] = {
+    "usd": 0.0002, "prefill_usd": 0.00015, "decode_usd": 0.00005, "prefill_s": 0.15,
+    "decode_s": 0.05, "cached_tokens": 2, "saved_usd": 0.0001, "saved_s": 0.1, "held_usd": 0.00001,
+    "held_s": 0.01, "queue_s": 0.25, "price_usd_per_hour": 3.2, "price_as_of": "2026-11-20",
+    "of_newer_servers": 1,
+}  # fmt: skip
 Columns = dict[str, tuple[str, list[Any]]]
 """Datatype and elements of each output."""
 
@@ -70,6 +76,7 @@ class Received(ABC):
         logprobs: Any = None,
         cumulative: float | list[float] = 0.0,
         prompt_logprobs: Any = None,
+        cost: Any = RECEIPT,
     ) -> Any:
         """A response with the outputs that were asked for; final if all have a finish reason.
 
@@ -90,6 +97,7 @@ class Received(ABC):
             "cached_tokens": ("UINT32", [2]),
         }
         is_final = "None" not in reasons if final is None else final
+        columns["cost"] = ("BYTES", [json.dumps(cost if is_final else None)])
         return self.response({n: columns[n] for n in columns if n in self.wanted}, is_final)
 
     def wait_for_end(self) -> None:

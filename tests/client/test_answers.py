@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from octavo_client import Choice, Chunk, Client, Completion, Logprob, ServerError, Usage
-from tests.client.scripted_server import Received, ScriptedServer
+from tests.client.scripted_server import RECEIPT, Received, ScriptedServer
 
 
 def test_stream_yields_chunks_and_the_last_has_finish_reason_and_usage(client: Client) -> None:
@@ -126,6 +127,28 @@ def test_prompt_logprobs_come_with_the_first_chunk(client: Client, server: Scrip
     assert (first.prompt_logprobs, last.prompt_logprobs) == (expected, None)
     whole = client.generate("ab", prompt_logprobs=0)
     assert whole.prompt_logprobs == expected and whole.logprobs is None
+
+
+def test_the_receipt_comes_when_asked_for(client: Client, server: ScriptedServer) -> None:
+    assert client.generate("Say hello").cost is None
+    assert "return_cost" not in server.last.inputs
+
+    *early, last = client.stream("Say hello", return_cost=True)
+    assert all(chunk.cost is None for chunk in early) and last.usage is not None
+    cost = client.generate("Say hello", return_cost=True).cost
+    assert cost is not None and cost == last.cost
+    assert asdict(cost) == {k: v for k, v in RECEIPT.items() if k != "of_newer_servers"}
+
+
+def test_a_receipt_that_cannot_be_read_is_the_servers_fault(
+    client: Client, server: ScriptedServer
+) -> None:
+    def script(call: Received) -> Iterator[Any]:
+        yield call.reply("Hello", "stop", cost={"usd": 1})
+
+    server.script = script
+    with pytest.raises(ServerError, match="cannot read the server's response: 'prefill_usd'"):
+        client.generate("Say hello", return_cost=True)
 
 
 def test_cached_tokens_are_counted_where_the_model_tells(

@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from octavo_client.cli import app
-from tests.client.scripted_server import Received, ScriptedServer
+from tests.client.scripted_server import RECEIPT, Received, ScriptedServer
 from tests.client.test_cancellation import talk_for_ever
 
 # A shell that starts a job in the background leaves SIGINT ignored, in all its descendants.
@@ -82,7 +82,45 @@ def test_complete_as_json(server: ScriptedServer) -> None:
         "text": "Hello, world",
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": None},
+        "cost": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("price", "line"),
+    [
+        (
+            {},
+            r"cost \$0.0002 \(prefill \$0.00015, decode \$5e-05\); 2 cached tokens saved \$0.0001, "
+            r"kept for \$1e-05; queued 0.250 s; \$3.2 per hour as of 2026-11-20",
+        ),
+        (
+            {"price_as_of": None, "price_usd_per_hour": None, "usd": None, "prefill_usd": None,
+             "decode_usd": None, "saved_usd": None, "held_usd": None},
+            r"cost 0.2000 s \(prefill 0.1500 s, decode 0.0500 s\); 2 cached tokens saved 0.1000 s, "
+            r"kept for 0.0100 s; queued 0.250 s; no price is set on the server: .*",
+        ),
+    ],
+)  # fmt: skip
+def test_complete_prints_the_receipt_on_demand(
+    server: ScriptedServer, price: dict[str, Any], line: str
+) -> None:
+    def script(call: Received) -> Iterator[Any]:
+        yield call.reply("Hi", "stop", cost={**RECEIPT, **price})
+
+    server.script = script
+    done = run("complete", "Say hello", "--url", server.url, "--cost", "--tenant", "blue")
+
+    assert done.exit_code == 0
+    assert re.fullmatch(line, done.stderr.splitlines()[1]), done.stderr
+    assert server.last.sampling["tenant"] == "blue"
+    assert "return_cost" in server.last.inputs
+
+
+def test_chat_prints_the_receipt_of_each_answer(server: ScriptedServer) -> None:
+    done = run("chat", "--url", server.url, "--cost", stdin="one\ntwo\n")
+
+    assert len(re.findall("^cost ", done.stderr, re.MULTILINE)) == 2
 
 
 def test_failure_is_one_line_and_exit_code_1(server: ScriptedServer) -> None:

@@ -146,5 +146,5 @@ def test_keyword_arguments_are_the_fields_of_sampling_parameters() -> None:
 
     assert keywords == fields
     assert RequestOptions.__annotations__.keys() - fields.keys() == {
-        "timeout", "return_token_ids", "request_id",
+        "timeout", "return_token_ids", "return_cost", "request_id",
     }  # fmt: skip

@@ -42,11 +42,13 @@ OUR_INPUTS = {
     "return_token_ids": ("TYPE_BOOL", [1]),
     "return_prompt_logprobs": ("TYPE_BOOL", [1]),
     "return_cached_tokens": ("TYPE_BOOL", [1]),
+    "return_cost": ("TYPE_BOOL", [1]),
 }
 OUR_OUTPUTS = {
     "token_ids": ("TYPE_INT32", [-1]),
     "prompt_logprobs": ("TYPE_STRING", [-1]),
     "cached_tokens": ("TYPE_UINT32", [1]),
+    "cost": ("TYPE_STRING", [1]),
 }
 
 
@@ -111,7 +113,12 @@ PROMPTS: list[dict[str, Any]] = [
 def test_client_sends_declared_tensors(form: str, prompt: dict[str, Any]) -> None:
     sampling = SamplingParameters(logprobs=1, prompt_logprobs=1, priority=1, max_tokens=3)
     request = GenerationRequest(
-        model="llm", sampling=sampling, return_token_ids=True, stream=True, **prompt
+        model="llm",
+        sampling=sampling,
+        return_token_ids=True,
+        return_cost=True,
+        stream=True,
+        **prompt,
     )
     batched = form == "batched"
     message = encode_request(

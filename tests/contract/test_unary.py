@@ -61,6 +61,14 @@ def test_unary_answers_what_a_stream_answers(server: Server, protocol: str) -> N
     assert result.as_numpy("token_ids").shape == (*first, 24)
 
 
+def test_unary_gives_a_receipt(server: Server, protocol: str) -> None:
+    result = infer(server, protocol, {**GREEDY, "max_tokens": 24}, return_cost=True)
+    assert result.as_numpy("cost").shape == ((1, 1) if server.batched else (1,))
+    receipt = json.loads(result.as_numpy("cost").item())
+    assert receipt["prefill_s"] > 0 and receipt["decode_s"] > 0
+    assert receipt["usd"] is None, "these servers have no price"
+
+
 def test_unary_answers_n_choices(server: Server, protocol: str) -> None:
     result = infer(server, protocol, {"temperature": 1, "seed": 3, "max_tokens": 8, "n": 3})
     texts = result.as_numpy("text_output").reshape(-1).tolist()

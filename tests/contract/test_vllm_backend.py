@@ -17,7 +17,7 @@ from tests.contract.calls import GREEDY, PROMPT, Answer, Server, collect_into
 pytestmark = pytest.mark.e2e
 
 RETURNS = ["finish_reason", "cumulative_logprob", "logprobs", "num_input_tokens"]
-RETURNS += ["num_output_tokens", "token_ids", "prompt_logprobs", "cached_tokens"]
+RETURNS += ["num_output_tokens", "token_ids", "prompt_logprobs", "cached_tokens", "cost"]
 ALL = {f"return_{name}": True for name in RETURNS}
 
 
@@ -70,6 +70,7 @@ def test_model_sends_outputs_of_the_declared_types_and_shapes(server: Server, st
             "token_ids": "INT32",
             "prompt_logprobs": "BYTES",
             "cached_tokens": "UINT32",
+            "cost": "BYTES",
         }
         for name in tensors:
             size = int(result.as_numpy("num_output_tokens").item()) if name == "token_ids" else 1

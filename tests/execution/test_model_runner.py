@@ -1,6 +1,7 @@
 """What the runner settles at load, and that one broken sequence does not break the others."""
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.errors import ConfigError
 from octavo.execution.model_runner import ModelRunner, supports_fp8
-from octavo.scheduling.sequence import FinishReason
+from octavo.scheduling.sequence import FinishReason, ScheduledSequence, Sequence, StepPlan
 
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 4 * 4  # keys and values, layers, heads, dim, float32, tokens
 POISON = 7
@@ -30,6 +31,10 @@ POISON = 7
 def runner(folder: Path, **settings: object) -> ModelRunner:
     settings = {"dtype": "float32", "block_size": 4, "num_threads": 1, **settings}
     return ModelRunner(make_config(model=folder, **settings))
+
+
+def sequence_of(tokens: list[int]) -> Sequence:
+    return Sequence(1, tokens, greedy(1), arrival_s=0.0, max_len=len(tokens) + 1)
 
 
 def test_pool_is_what_kv_cache_bytes_holds(toy_folder: Path) -> None:
@@ -219,3 +224,43 @@ def test_a_lm_head_of_16_bits_is_one_of_the_computation(toy_folder: Path) -> Non
         runner(toy_folder, **settings)
     loaded = runner(toy_folder, dtype="bfloat16", **settings)
     assert loaded.model.lm_head.num_bytes == 2 * 512 * 64
+
+
+@pytest.mark.parametrize("num_threads, tokens", [(1, 40), (3, 40), (2, 1300)])
+def test_kernels_tell_their_phases_when_asked(
+    tmp_path: Path, num_threads: int, tokens: int
+) -> None:
+    """1,300 tokens are computed in three parts."""
+    folder = write_checkpoint(tmp_path, max_position_embeddings=2048)
+    loaded = runner(folder, num_threads=num_threads, max_num_batched_tokens=2048)
+    library = loaded.library
+    assert library is not None
+    found = []
+    for is_timed in (False, True, True):
+        library.is_timed = is_timed
+        sequence = sequence_of(random_prompts([tokens])[0])
+        sequence.block_table = list(range(-(-tokens // 4)))
+        began_ns = time.perf_counter_ns()
+        sampled = loaded.run(StepPlan([], [ScheduledSequence(sequence, tokens)]))
+        elapsed_ns = time.perf_counter_ns() - began_ns
+        found.append((sampled.token_ids, elapsed_ns, library.take_phases()))
+    (plain, _, nothing), *timed = found
+    assert nothing is None and library.take_phases() is None
+    parts = 3 if tokens == 1300 else 1
+    layer = ["norm", "qkv", "store", "attend", "output", "norm", "gate_up", "down"]
+    for token_ids, elapsed_ns, phases in timed:
+        assert token_ids == plain and phases is not None
+        # Only a part that ends the prompt has logits.
+        ends = [["norm", "lm_head"] if part == parts - 1 else [] for part in range(parts)]
+        expected = [name for end in ends for name in ["embed", *layer * 2, *end]]
+        assert [name for name, _, _ in phases.ranges] == expected
+        assert all(begin <= end for _, begin, end in phases.ranges)
+        lasted_ns = sum(end - begin for _, begin, end in phases.ranges)
+        assert 0 < lasted_ns <= elapsed_ns
+        assert set(phases.spent_ns) == set(phases.waited_ns) == {"embed", "lm_head", *layer}
+        assert 0 < sum(phases.spent_ns.values()) <= num_threads * elapsed_ns
+        for name, spent_ns in phases.spent_ns.items():
+            assert 0 <= phases.waited_ns[name] <= spent_ns
+        if num_threads == 1:
+            assert sum(phases.spent_ns.values()) == pytest.approx(lasted_ns, rel=0.05)
+            assert not any(phases.waited_ns.values())

@@ -220,7 +220,8 @@ def test_memory_of_a_gpu_by_hand() -> None:
     assert capacity.host_kv_bytes(1000, 100) == 100
 
 
-def test_the_known_tiny_model_is_the_one_that_is_shipped() -> None:
-    shipped = find_config(str(Path(__file__).parents[2] / "models" / "octavo-tiny"))
-    assert shipped == find_config("octavo-tiny")
+@pytest.mark.parametrize("name", ["octavo-tiny", "octavo-small"])
+def test_known_models_of_the_project_are_the_ones_that_are_shipped(name: str) -> None:
+    shipped = find_config(str(Path(__file__).parents[2] / "models" / name))
+    assert shipped == find_config(name)
     assert len(known_names()) >= 15

@@ -18,6 +18,7 @@ from octavo.planner import comparison, contracts, simulation, traffic
 from octavo.planner.capacity import Request
 from octavo.planner.contracts import EngineTime, OnPremise, Spot, Terms, TokenTerms
 from octavo.planner.traffic import LoggedRequest, Traffic, Volume
+from octavo.serving.request_log import Ended, RequestLog
 
 # A machine is one engine that is planned for all of its time and does 3,600 output tokens an hour.
 SPOT = Spot(2.0, 0.1, availability_ratio=0.8, drain_s=120, reload_s=360, lost_s=240)
@@ -208,6 +209,18 @@ def test_a_log_is_read_and_put_into_hours(tmp_path: Path) -> None:
     assert own.buckets[0] == Volume(2, 200, 64, 15, 11)
     assert own.total == Volume(31, 3100, 992, 30 * 11 + 4, 330)
     assert traffic.mean_request(own.total) == Request(100, 11, 32)
+
+
+def test_what_the_server_writes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    log = RequestLog(path, 2**20)
+    late = replace(LOGGED, finish_reason="deadline", ttft_s=None, tenant="b")
+    for each in (LOGGED, late):
+        log.add(Ended(**asdict(each)))
+    log.close()
+    assert traffic.read_log(path) == [LOGGED, late]
+    total = traffic.recorded([LOGGED, late]).total
+    assert total.requests == 2 and total.answered_tokens == 11, "a deadline is no good end"
 
 
 def test_a_short_log_has_finer_pieces() -> None:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo.models.known import find_config
+from octavo.models.sizes import model_sizes
 from octavo.planner.capacity import Request
 from octavo.planner.fitting import (
     DecodeSample,
@@ -18,6 +20,7 @@ from octavo.planner.fitting import (
     predicted_step_s,
     predicted_ttft_s,
 )
+from octavo.planner.hardware import find_machine
 from octavo.planner.latency import (
     Efficiency,
     Loaded,
@@ -28,7 +31,9 @@ from octavo.planner.latency import (
     prefill_s,
 )
 from octavo.planner.model import ModelSizes
+from octavo.planner.plan import Workload, evaluate
 from octavo.planner.roofline import DecoderShape
+from octavo.planner.setup import Setup
 
 SHAPE = DecoderShape(
     hidden_size=8, intermediate_size=20, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6,
@@ -40,7 +45,7 @@ MODEL = ModelSizes(
 )  # fmt: skip
 LOADED = Loaded(MODEL, step_weight_bytes=6000, kv_token_bytes=144)
 WEIGHTS = 3 * ((24 + 24) * 8 + 24 * 8 + 40 * 8 + 20 * 8) + 50 * 8  # that a token meets
-SPEED = Speed(1e6, 1e8, Efficiency(0.8, 0.4, 0.5, 0.25, 0.001))
+SPEED = Speed(1e6, 1e8, Efficiency(0.8, 0.2, 0.4, 0.5, 0.25, 0.001))
 REQUEST = Request(40, 21)
 STEPS = {"chunk_tokens": 16, "block_tokens": 16}
 
@@ -59,7 +64,7 @@ def test_a_decode_step_by_hand() -> None:
 def test_databricks_mbu() -> None:
     # "LLM Inference Performance Engineering": 7B in fp16 at a TPOT of 14 ms on 2 TB/s is 50 %.
     loaded = Loaded(MODEL, step_weight_bytes=14 * 10**9, kv_token_bytes=0)
-    speed = Speed(2e12, 1e30, Efficiency(read_ratio=0.5, step_overhead_s=0.0))
+    speed = Speed(2e12, 1e30, Efficiency(0.5, 0.5, 0.5, 0.5, 0.5, 0.0))
     assert decode_step_s(loaded, speed, 1, 0) == pytest.approx(0.014)
     assert decode_mbu_ratio(loaded, speed, 1, 0) == pytest.approx(0.5)
 
@@ -73,6 +78,27 @@ def test_a_prompt_by_hand() -> None:
         flops = 2 * (tokens * layers + 50 * 8) + 3 * 4 * 4 * 6 * pairs
         elapsed += math.hypot((context + tokens) * 144 / 0.4e6, flops / 0.25e8)
     assert prefill_s(LOADED, SPEED, 40, 16, 16) == pytest.approx(elapsed)
+
+
+def test_weights_of_4_bits_have_a_share_of_their_own() -> None:
+    packed = replace(LOADED, weight_bits=4)
+    slower = replace(SPEED, efficiency=replace(SPEED.efficiency, read_ratio=0.2))
+    assert decode_step_s(packed, SPEED, 2, 10) == decode_step_s(LOADED, slower, 2, 10)
+
+
+# docs/gpu.md: the engine on an H200, one sequence, tokens per second.
+@pytest.mark.parametrize(
+    ("name", "weight_format", "measured"),
+    [("llama-3.2-1b", "auto", 928), ("llama-3.1-8b", "auto", 209), ("llama-3.1-8b", "int4", 368)],
+)
+def test_what_is_assumed_of_a_gpu_is_what_one_did(
+    name: str, weight_format: str, measured: float
+) -> None:
+    model = model_sizes(find_config(name)[1], name)
+    setup = Setup(weight_format=weight_format)
+    outcome = evaluate(model, find_machine("h200").accelerator, Workload(Request(128, 256)), setup)
+    assert outcome.lone is not None
+    assert 1 / outcome.lone.tpot_s == pytest.approx(measured, rel=0.05)
 
 
 def test_windows_bound_what_a_step_reads() -> None:
@@ -154,17 +180,18 @@ def test_longer_prompts_take_longer_and_shared_ones_less(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    read=st.floats(0.3, 1), kv=st.floats(0.3, 1), decode=st.floats(0.2, 1),
+    read=st.floats(0.3, 1), int4=st.floats(0.3, 1), kv=st.floats(0.3, 1), decode=st.floats(0.2, 1),
     prompt=st.floats(0.2, 1), overhead=st.floats(1e-4, 5e-3),
 )  # fmt: skip
 def test_a_fit_finds_what_made_the_samples(
-    read: float, kv: float, decode: float, prompt: float, overhead: float
+    read: float, int4: float, kv: float, decode: float, prompt: float, overhead: float
 ) -> None:
-    truth = Efficiency(read, kv, decode, prompt, overhead)
+    truth = Efficiency(read, int4, kv, decode, prompt, overhead)
     peaks, big = Peaks(1e6, 2e7), replace(LOADED, step_weight_bytes=20_000)
+    packed = replace(LOADED, step_weight_bytes=12_000, weight_bits=4)
     decodes = [
         replace(sample, step_s=predicted_step_s(sample, truth))
-        for loaded in (LOADED, big)
+        for loaded in (LOADED, big, packed)
         for sample in (
             DecodeSample(loaded, peaks, sequences, context, 1.0)
             for sequences in (1, 4, 16, 64)

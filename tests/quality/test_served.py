@@ -278,3 +278,10 @@ def test_off_says_once_that_it_is_ungated(copied: Path, caplog: pytest.LogCaptur
 def test_settings_have_bounds(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_config(model="m", **settings)
+
+
+def test_what_is_shipped_is_served_on_its_evidence() -> None:
+    int4 = load(TINY.with_name("octavo-tiny-int4"))
+    assert int4.state == "pass" and int4.form.weights == "int4"
+    eight = [load(TINY, **settings).state for settings in (KV, WEIGHTS, {**KV, **WEIGHTS})]
+    assert eight == ["pass"] * 3

@@ -132,6 +132,7 @@ class Served:
         self.engine = self.model._engine
         self.stats = self.model._admission._stats
         self.reader = self.model._admission._reader
+        self.billing = self.model._billing
         self.tokenizer = self.model._admission._tokenizer
         self.fails = False  # set where the engine is made to: then its blocks are lost
         self._finalized = False

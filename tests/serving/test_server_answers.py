@@ -90,6 +90,7 @@ def test_server_shapes_outputs_by_the_form(
         wire.TOKEN_IDS: ((*first, 5), np.int32),
         wire.PROMPT_LOGPROBS: ((*first, 1), np.object_),
         wire.CACHED_TOKENS: ((*first, 1), np.uint32),
+        wire.COST: ((*first, 1), np.object_),
     }
     assert chunk[wire.TEXT_OUTPUT].reshape(-1)[0] == b"ABCDEF"
 

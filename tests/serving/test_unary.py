@@ -59,7 +59,7 @@ def test_unary_answers_as_the_engine_does(served: Served, front: Front) -> None:
     asked = front.ask("A", sampling=sampling, **all_flags())
     assert_one_final(asked)
     for output in wire.RETURN_FLAGS:
-        if output != wire.CACHED_TOKENS:
+        if output not in (wire.CACHED_TOKENS, wire.COST):  # these differ from call to call
             assert asked.values(output) == direct.values(output), output
     assert asked.text == direct.text
     assert {name: v.dtype for name, v in asked.chunks[0].items()} == {

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from octavo.cli import profile_app
 from octavo.cli.bench_app import bench_app
 from octavo.cli.gate_usage import GateCommand
 from octavo.cli.plan_app import plan_app
@@ -22,8 +23,9 @@ app = typer.Typer(
 )
 
 app.add_typer(bench_app, name="bench")
-add_playbook(app)
 app.add_typer(plan_app, name="plan")
+app.command(help=profile_app.HELP, epilog=profile_app.EPILOG)(profile_app.profile)
+add_playbook(app)
 
 _ENGINE, _SERVER, _NETWORK, _CANDIDATE = "Engine", "Server", "Network", "Candidate"
 _QUANTIZE_HELP = "\n\n".join(
@@ -61,6 +63,17 @@ _GATE_HELP = "\n\n".join(
         "that was measured, and an HTML report beside it.",
         "Try: octavo gate models/octavo-tiny models/octavo-tiny --kv int8 "
         "--text models/octavo-tiny/heldout.jsonl --out /tmp",
+    )
+)
+
+_TOP_HELP = "\n\n".join(
+    (
+        "Watch a running server: tokens per second, time to first token and per output token, who "
+        "runs and waits, KV memory and its pressure, how the time divides into busy, idle and "
+        "overhead, dollars per million good tokens, who caused the cost, and in one line what "
+        "limits it now.",
+        "All numbers are of the last interval. Dollars need price_usd_per_hour on the server.",
+        "Try: octavo top, or: octavo top --url http://gpu-3:8002 --once --interval 10",
     )
 )
 
@@ -239,6 +252,26 @@ def health(
 
     arguments = ServeArguments(port=port, metrics_port=metrics_port, host=host)
     raise typer.Exit(command.run(arguments, timeout))
+
+
+@app.command(
+    help=_TOP_HELP,
+    epilog="Exit codes: 0 done or Ctrl-C, 1 no Octavo server there, 2 wrong usage.",
+)
+def top(
+    url: Annotated[
+        str, typer.Option(help="The server's metrics, http://host:port.")
+    ] = "http://localhost:8002",
+    interval: Annotated[
+        float, typer.Option(help="Seconds between frames; a server counts once a second.", min=1)
+    ] = 2,
+    once: Annotated[
+        bool, typer.Option("--once", help="Print one frame after an interval and end.")
+    ] = False,
+) -> None:
+    from octavo.cli import top as command
+
+    raise typer.Exit(command.run(url, interval, once=once))
 
 
 @app.command(

@@ -13,17 +13,24 @@ from typing import Any
 
 from octavo.errors import OctavoError
 
+
+class WorkerEndedError(OctavoError):
+    """Without having told all: what it had to say is on stderr."""
+
+
 EXIT_MEASURED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+_QUIET_PROFILER = {"KINETO_LOG_LEVEL": "99"}  # torch's says on stderr that it starts and stops
 
 
 @contextmanager
 def worker(module: str, options: Mapping[str, object]) -> Iterator[Iterator[dict[str, Any]]]:
     """Events of a module that serves as octavo.worker does; its process ends with the
-    context. Raises OctavoError if it does not get through."""
+    context. Raises OctavoError with what it says, WorkerEndedError if
+    it does not get through."""
     with subprocess.Popen(
         [sys.executable, "-m", module],
         # As the server's environment has it; the caller's own value comes first.
-        env={"GOMP_SPINCOUNT": "5000", **os.environ},
+        env={"GOMP_SPINCOUNT": "5000", **_QUIET_PROFILER, **os.environ},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -36,7 +43,7 @@ def worker(module: str, options: Mapping[str, object]) -> Iterator[Iterator[dict
             process.stdin.flush()
             yield _events(process.stdout)
             if process.wait() != 0:
-                raise OctavoError(f"the working process ended with {process.returncode}")
+                raise WorkerEndedError(f"the working process ended with {process.returncode}")
         finally:
             process.kill()
 

@@ -141,11 +141,23 @@ def model(
         typer.Option(help="Format of keys and values.", rich_help_panel=_ENGINE),
     ] = "auto",
     max_num_seqs: Annotated[
-        int, typer.Option(help="Requests decoded at once.", min=1, rich_help_panel=_ENGINE)
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="Requests decoded at once.",
+            min=1,
+            show_default="256 on a GPU, 32 on a CPU",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     max_batched_tokens: Annotated[
-        int, typer.Option(help="Tokens of a step.", min=1, rich_help_panel=_ENGINE)
-    ] = 256,
+        int | None,
+        typer.Option(
+            help="Tokens of a step.",
+            min=1,
+            show_default="8,192 on a GPU, 256 on a CPU",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(help="Longest context.", show_default="the model's", rich_help_panel=_ENGINE),

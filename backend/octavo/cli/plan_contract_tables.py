@@ -98,11 +98,12 @@ def floor_sentence(compared: Compared) -> str:
     if best.floor != own.floor:
         more = own.usd_per_month / best.usd_per_month - 1
         agrees = f"though {best.floor} costs {more:.1%} less"
+    luck = f" with interruptions ({own.interruptions:,.3g} a month)" if terms.uses_spot else ""
+    spread = f" ± {usd(own.deviation_usd)}" if terms.uses_spot else ""
     return (
         f"Hybrid: the newsvendor rule takes {rule}; a machine above it is "
-        f"{usd(terms.burst_usd_per_hour)} an hour. Simulated with interruptions "
-        f"({own.interruptions:,.3g} a month): "
-        f"{usd(own.usd_per_month)} ± {usd(own.deviation_usd)} a month, {agrees}."
+        f"{usd(terms.burst_usd_per_hour)} an hour. Simulated{luck}: {usd(own.usd_per_month)}"
+        f"{spread} a month, {agrees}."
     )
 
 

@@ -32,7 +32,7 @@ from octavo.planner.hardware import Machine
 from octavo.planner.limits import binding_limit
 from octavo.planner.plan import Outcome, Workload, evaluate
 from octavo.planner.prices import load_prices, stale_notes
-from octavo.planner.setup import Setup
+from octavo.planner.setup import Setup, usual_batched_tokens, usual_sequences
 from octavo.planner.traffic import LoggedRequest, Traffic
 
 _out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
@@ -174,11 +174,12 @@ def _traffic(options: Options, log: list[LoggedRequest] | None) -> tuple[Request
 
 def _outcome(options: Options, machine: Machine, workload: Workload) -> Outcome:
     name, config = find_config(options.model)
+    kind = machine.accelerator.kind
     setup = Setup(
         weight_format=options.weight_format,
         kv_cache_dtype=options.kv_cache_dtype,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs or usual_sequences(kind),
+        max_num_batched_tokens=options.max_num_batched_tokens or usual_batched_tokens(kind),
     )
     outcome = evaluate(
         model_sizes(config, name), machine.accelerator, workload, setup,

@@ -12,7 +12,7 @@ from octavo.cli.paths import cache_dir
 from octavo.errors import ConfigError, OctavoError
 from octavo.planner.checks import number
 from octavo.planner.hardware import Accelerator, Machine, find_machine, machines_with
-from octavo.planner.latency import UNMEASURED, Efficiency
+from octavo.planner.latency import Efficiency
 from octavo.planner.prices import Prices, Quote
 
 THIS_MACHINE = "this machine"
@@ -93,10 +93,10 @@ def _measured_peaks(cores: int, activation: str) -> tuple[float, float]:
     raise OctavoError(f"--measured: the probe of the peaks failed ({lines[-1]})")
 
 
-def read_constants(path: Path | None) -> Efficiency:
+def read_constants(path: Path | None) -> Efficiency | None:
     """Raises ConfigError."""
     if path is None:
-        return UNMEASURED
+        return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:

@@ -22,12 +22,12 @@ from octavo.planner.advice import next_change
 from octavo.planner.capacity import Request
 from octavo.planner.checks import number
 from octavo.planner.hardware import accelerator_names, instance_names
-from octavo.planner.latency import UNMEASURED, Efficiency
+from octavo.planner.latency import Efficiency
 from octavo.planner.limits import binding_limit
 from octavo.planner.model import ModelSizes, format_of
 from octavo.planner.plan import Bill, Outcome, Workload, bill, evaluate
 from octavo.planner.prices import Prices, load_prices
-from octavo.planner.setup import Setup, fit
+from octavo.planner.setup import Setup, fit, usual_batched_tokens, usual_sequences
 from octavo.planner.stages import Stage, stages
 
 WEIGHT_FORMATS, KV_FORMATS = ("auto", "int8", "int4"), ("auto", "int8")
@@ -55,8 +55,8 @@ class Options:
     dtype: str
     weight_format: str
     kv_cache_dtype: str
-    max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
     max_model_len: int | None
     kv_memory: str | None
     json_file: Path | None
@@ -84,16 +84,16 @@ def run(options: Options) -> int:
     try:
         check_file("--json", options.json_file)
         model = _model(options)
-        workload, setup = _workload(options), _setup(options)
+        workload = _workload(options)
         efficiency = read_constants(options.constants)
         found = [
-            _planned(model, each, workload, setup, efficiency)
+            _planned(model, each, workload, _setup(options, each), efficiency)
             for each in _candidates(options, model)
         ]
         if options.json_file is not None:
             write_json(options.json_file, document(model, workload, efficiency, found))
         if options.json_file != Path("-"):
-            plan_tables.show(_out, model, workload, found, is_assumed=efficiency == UNMEASURED)
+            plan_tables.show(_out, model, workload, found, is_assumed=efficiency is None)
         if all(each.outcome.best is None for each in found):
             raise ConfigError(found[0].limit)
     except OctavoError as error:
@@ -139,12 +139,13 @@ def _workload(options: Options) -> Workload:
     )
 
 
-def _setup(options: Options) -> Setup:
+def _setup(options: Options, own: Candidate) -> Setup:
+    kind = own.machine.accelerator.kind
     return Setup(
         weight_format=options.weight_format,
         kv_cache_dtype=options.kv_cache_dtype,
-        max_num_seqs=options.max_num_seqs,
-        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=options.max_num_seqs or usual_sequences(kind),
+        max_num_batched_tokens=options.max_num_batched_tokens or usual_batched_tokens(kind),
         max_model_len=options.max_model_len,
         kv_cache_bytes=parsed_bytes(options.kv_memory),
     )
@@ -170,7 +171,7 @@ def _planned(
     own: Candidate,
     workload: Workload,
     setup: Setup,
-    efficiency: Efficiency,
+    efficiency: Efficiency | None,
 ) -> Planned:
     accelerator = own.machine.accelerator
     outcome = evaluate(model, accelerator, workload, setup, efficiency)
@@ -212,12 +213,12 @@ def _fits(
 
 
 def document(
-    model: ModelSizes, workload: Workload, efficiency: Efficiency, found: list[Planned]
+    model: ModelSizes, workload: Workload, efficiency: Efficiency | None, found: list[Planned]
 ) -> dict[str, Any]:
     return {
         "model": asdict(model),
         "workload": asdict(workload),
-        "efficiency": {**asdict(efficiency), "is_assumed": efficiency == UNMEASURED},
+        "is_assumed": efficiency is None,
         "machines": [_machine_document(each) for each in found],
     }
 
@@ -235,6 +236,8 @@ def _machine_document(planned: Planned) -> dict[str, Any]:
             "as_of": str(own.quote.as_of),
             "is_stale": own.quote.is_stale(date.today()),
         },
+        "setup": asdict(outcome.engine.setup),
+        "efficiency": asdict(outcome.engine.speed.efficiency),
         "fit": asdict(outcome.fit),
         "requests_that_fit": planned.fits,
         "lone": None if outcome.lone is None else asdict(outcome.lone),

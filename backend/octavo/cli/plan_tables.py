@@ -40,8 +40,8 @@ def show(
         notes.append("* changes what the model computes: measure its quality with octavo gate")
     if is_assumed:
         notes.append(
-            "times assume 70 % of the bandwidth and half of the FLOPs, as good engines reach; fit "
-            "yours with bench/plan_check.py and give --constants"
+            "times assume shares of the peaks that the engine reached on an H200 or on a small "
+            "CPU host; fit yours with bench/plan_check.py and give --constants"
         )
     for note in dict.fromkeys(notes):
         console.print(f"Note: {note}", style="dim", soft_wrap=True)

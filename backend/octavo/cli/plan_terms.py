@@ -30,8 +30,8 @@ class Options:
     tpot_s: float
     weight_format: str
     kv_cache_dtype: str
-    max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
     load_ratio: float
     capacity_per_s: float | None
     constants: Path | None

@@ -21,11 +21,11 @@ from octavo.execution.decode_rows import DecodeRows
 from octavo.execution.forward_batch import ForwardBatch
 from octavo.execution.host_copies import fetched
 from octavo.execution.kv_cache import KVCache
-from octavo.execution.nvtx import span
 from octavo.execution.sampler import PendingTokens, SampledTokens, Sampler
 from octavo.kernels.operators import Operators
 from octavo.models.decoder import Decoder
 from octavo.scheduling.sequence import StepPlan
+from octavo.spans import span
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,8 @@ class DeviceRunner:
 
     def _launch_graph(self, plan: StepPlan) -> PendingDeviceStep:
         decodes = plan.decodes
-        self._rows.prepare(decodes)
+        with span("batch"):
+            self._rows.prepare(decodes)
         size = self._sizes[bisect.bisect_left(self._sizes, len(decodes))]
         with span("forward"):
             output = self._graphs[size].replay()
@@ -188,10 +189,11 @@ class DeviceRunner:
         return PendingDeviceStep(tokens)
 
     def _launch_eager(self, plan: StepPlan) -> PendingDeviceStep:
-        batch = ForwardBatch.from_plan(plan, self.kv_cache.block_size).to(self._device)
-        if plan.decodes:
-            latest = self._rows.latest[self._rows.rows(plan.decodes)]
-            batch.token_ids[: len(plan.decodes)] = latest
+        with span("batch"):
+            batch = ForwardBatch.from_plan(plan, self.kv_cache.block_size).to(self._device)
+            if plan.decodes:
+                latest = self._rows.latest[self._rows.rows(plan.decodes)]
+                batch.token_ids[: len(plan.decodes)] = latest
         with span("forward"):
             logits = self._model.forward(batch, self.kv_cache)
         with span("sample"):

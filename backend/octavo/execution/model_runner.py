@@ -27,6 +27,7 @@ from octavo.models.model_config import read_model_config
 from octavo.models.weights import checkpoint_digest
 from octavo.quantization.weights import weight_format
 from octavo.scheduling.sequence import Sequence, StepPlan
+from octavo.spans import span
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +189,12 @@ class ModelRunner:
         StepMemoryError."""
         if self._on_gpu is not None:
             return self._on_gpu.launch(plan).result()
-        batch = self._batches.build(plan)
-        return self._sampler.sample_plan(plan, self.model.forward(batch, self.kv_cache)).result()
+        with span("batch"):
+            batch = self._batches.build(plan)
+        with span("forward"):
+            logits = self.model.forward(batch, self.kv_cache)
+        with span("sample"):
+            return self._sampler.sample_plan(plan, logits).result()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -197,13 +202,16 @@ class ModelRunner:
         that the last one samples for them. Raises StepMemoryError."""
         if self._on_gpu is not None:
             return self._on_gpu.launch(plan)
-        batch = self._batches.build(plan)
-        for row, sequence in enumerate(plan.decodes):
-            if sequence.awaits_token:
-                batch.token_ids[row] = self._latest[sequence]
+        with span("batch"):
+            batch = self._batches.build(plan)
+            for row, sequence in enumerate(plan.decodes):
+                if sequence.awaits_token:
+                    batch.token_ids[row] = self._latest[sequence]
         takers = plan.takers
-        logits = self.model.forward(batch, self.kv_cache)
-        sampled = self._sampler.sample_plan(plan, logits).result()
+        with span("forward"):
+            logits = self.model.forward(batch, self.kv_cache)
+        with span("sample"):
+            sampled = self._sampler.sample_plan(plan, logits).result()
         self._latest = dict(zip(takers, sampled.token_ids, strict=True))
         return _Done(sampled)
 

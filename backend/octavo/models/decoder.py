@@ -16,6 +16,7 @@ from octavo.models.native_decoder import NativeDecoder
 from octavo.models.rope import RotaryTable
 from octavo.models.weights import Checkpoint
 from octavo.quantization.weights import WEIGHT_FORMATS, WeightFormat, matrix_format
+from octavo.spans import operation
 
 if TYPE_CHECKING:
     from octavo.execution.forward_batch import ForwardBatch
@@ -90,14 +91,24 @@ class DecoderLayer:
     ) -> tuple[Tensor, Tensor]:
         """x, residual [T, hidden], not yet added to each other → the same of the next layer."""
         eps, ops = self._config.rms_norm_eps, self._operators
-        x, residual = ops.add_rms_norm(x, residual, self.input_norm, eps)
-        x = self.output(self._attend(self.qkv(x), rotary, batch, kv_cache))
-        if self.output_norm is not None:
-            x = ops.rms_norm(x, self.output_norm, eps)
-        x, residual = ops.add_rms_norm(x, residual, self.mlp_norm, eps)
-        x = self.down(self.activate(self.gate_up(x)))
+        with operation("norm"):
+            x, residual = ops.add_rms_norm(x, residual, self.input_norm, eps)
+        with operation("qkv"):
+            qkv = self.qkv(x)
+        attended = self._attend(qkv, rotary, batch, kv_cache)
+        with operation("output"):
+            x = self.output(attended)
+        with operation("norm"):
+            if self.output_norm is not None:
+                x = ops.rms_norm(x, self.output_norm, eps)
+            x, residual = ops.add_rms_norm(x, residual, self.mlp_norm, eps)
+        with operation("gate_up"):
+            gated = self.activate(self.gate_up(x))
+        with operation("down"):
+            x = self.down(gated)
         if self.down_norm is not None:
-            x = ops.rms_norm(x, self.down_norm, eps)
+            with operation("norm"):
+                x = ops.rms_norm(x, self.down_norm, eps)
         return x, residual
 
     def _attend(
@@ -110,20 +121,22 @@ class DecoderLayer:
         config = self._config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         kv = kv_cache.layers[self._index]
-        query = self._operators.rope_and_store(
-            qkv.view(-1, heads + 2 * kv_heads, config.head_dim), self.qk_norm,
-            config.rms_norm_eps, *rotary, kv.keys, kv.values, batch.slot_mapping,
-            kv.key_scales, kv.value_scales, num_heads=heads,
-        )  # fmt: skip
+        with operation("store"):
+            query = self._operators.rope_and_store(
+                qkv.view(-1, heads + 2 * kv_heads, config.head_dim), self.qk_norm,
+                config.rms_norm_eps, *rotary, kv.keys, kv.values, batch.slot_mapping,
+                kv.key_scales, kv.value_scales, num_heads=heads,
+            )  # fmt: skip
         # A chunk's own keys and values are read back as they are stored, like all others: so it
         # does not matter to a quantized cache where a prompt is cut.
-        attended = self._operators.paged_attention(
-            query, kv.keys, kv.values, batch.block_tables, batch.query_start,
-            batch.context_lens, batch.num_decodes, config.attention_scale,
-            key_scales=kv.key_scales, value_scales=kv.value_scales,
-            window=self.window, softcap=config.attention_softcap,
-            max_query_len=batch.max_query_len,
-        )  # fmt: skip
+        with operation("attend"):
+            attended = self._operators.paged_attention(
+                query, kv.keys, kv.values, batch.block_tables, batch.query_start,
+                batch.context_lens, batch.num_decodes, config.attention_scale,
+                key_scales=kv.key_scales, value_scales=kv.value_scales,
+                window=self.window, softcap=config.attention_softcap,
+                max_query_len=batch.max_query_len,
+            )  # fmt: skip
         return attended.flatten(1)
 
 
@@ -207,13 +220,19 @@ class Decoder:
         `kv_cache`."""
         if self._native is not None:
             return self._native.forward(batch, kv_cache)
-        rotary = [table.at(batch.positions) for table in self._rotary]
-        x = self.embed(batch.token_ids)
-        residual = torch.zeros_like(x)
+        with operation("embed"):
+            rotary = [table.at(batch.positions) for table in self._rotary]
+            x = self.embed(batch.token_ids)
+            residual = torch.zeros_like(x)
         for layer, which in zip(self.layers, self._rotary_of, strict=True):
             x, residual = layer.forward(x, residual, rotary[which], batch, kv_cache)
-        last = x[batch.sample_indices] + residual[batch.sample_indices]
-        normed = self._operators.rms_norm(last, self.norm, self.config.rms_norm_eps)
+        with operation("norm"):
+            last = x[batch.sample_indices] + residual[batch.sample_indices]
+            normed = self._operators.rms_norm(last, self.norm, self.config.rms_norm_eps)
+        with operation("lm_head"):
+            return self._logits(normed, out)
+
+    def _logits(self, normed: Tensor, out: Tensor | None) -> Tensor:
         logits = self.lm_head(normed)
         logits = logits.float() if out is None else out.copy_(logits)
         cap = self.config.logits_softcap

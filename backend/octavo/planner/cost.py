@@ -12,6 +12,11 @@ HOUR_S = 3600.0
 MONTH_HOURS = 730.0  # a twelfth of 8,760
 
 
+def seconds_usd(seconds: float, usd_per_hour: float) -> float:
+    """Of a machine that is paid for by the clock."""
+    return seconds / HOUR_S * usd_per_hour
+
+
 def usd_per_million(usd: float, tokens: float) -> float:
     """usd that bought `tokens`. Raises ZeroDivisionError for none."""
     return usd / tokens * MILLION
@@ -20,7 +25,7 @@ def usd_per_million(usd: float, tokens: float) -> float:
 def usd_per_million_good_tokens(good_tokens: float, elapsed_s: float, usd_per_hour: float) -> float:
     """Of a machine that is paid for `elapsed_s` by the clock, idle or not, and gave so many output
     tokens of requests that met their SLO."""
-    return usd_per_million(elapsed_s / HOUR_S * usd_per_hour, good_tokens)
+    return usd_per_million(seconds_usd(elapsed_s, usd_per_hour), good_tokens)
 
 
 def usd_per_million_at(

@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from octavo.planner.latency import UNMEASURED, Efficiency, Loaded, Speed, decode_step_s, prefill_s
+from octavo.planner.latency import ASSUMED, Efficiency, Loaded, Speed, decode_step_s, prefill_s
 
 _FIRST_FACTOR, _LAST_FACTOR = 1.5, 1.001
 # Nothing is faster than the peak: a model that seems so was read from a cache.
 _BOUNDS = {
     "read_ratio": (0.01, 1.0),
+    "int4_read_ratio": (0.01, 1.0),
     "kv_read_ratio": (0.01, 1.0),
     "decode_compute_ratio": (0.01, 1.0),
     "prefill_compute_ratio": (0.01, 1.0),
     "step_overhead_s": (1e-6, 1.0),
 }
-_DECODE = ("read_ratio", "kv_read_ratio", "decode_compute_ratio", "step_overhead_s")
+_DECODE = ("kv_read_ratio", "decode_compute_ratio", "step_overhead_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class PrefillSample:
 def fit_efficiency(
     decodes: Sequence[DecodeSample],
     prefills: Sequence[PrefillSample] = (),
-    start: Efficiency = UNMEASURED,
+    start: Efficiency = ASSUMED["cpu"],
 ) -> Efficiency:
     """That which predicts the samples with the least mean square of the logarithm of the ratio, so
     that short steps count as much as long ones. Without samples of a kind its constants stay as
@@ -69,7 +70,9 @@ def fit_efficiency(
         return sum(math.log(predicted_ttft_s(each, own) / each.ttft_s) ** 2 for each in prefills)
 
     if decodes:
-        start = _descend(decode_loss, start, _DECODE)
+        reads = {"int4_read_ratio" if each.loaded.weight_bits <= 4 else "read_ratio"
+                 for each in decodes}  # fmt: skip
+        start = _descend(decode_loss, start, (*sorted(reads), *_DECODE))
     return _descend(prefill_loss, start, ("prefill_compute_ratio",)) if prefills else start
 
 

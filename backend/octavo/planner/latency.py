@@ -24,19 +24,24 @@ from octavo.planner.roofline import (
 class Efficiency:
     """Shares of a machine's peaks that the engine reaches, and what a step takes beside them.
 
-    The defaults are for hardware that nobody has measured: batch-1 decoding at 70 % of the
-    bandwidth is what the best engines publish for 8B models (gpt-fast on an A100, SGLang on an
-    H100); half of the peak for matrices is what they reach in prefill. Fit your own: `fitting`.
+    int4_read_ratio: of the bandwidth, where weights have 4 bits and must be unpacked
     """
 
-    read_ratio: float = 0.7
-    kv_read_ratio: float = 0.7
-    decode_compute_ratio: float = 0.5
-    prefill_compute_ratio: float = 0.5
-    step_overhead_s: float = 0.0005
+    read_ratio: float
+    int4_read_ratio: float
+    kv_read_ratio: float
+    decode_compute_ratio: float
+    prefill_compute_ratio: float
+    step_overhead_s: float
 
 
-UNMEASURED = Efficiency()
+# For machines that nobody has fitted. A GPU's are of the engine on an H200, against the datasheet
+# (docs/gpu.md): llama-3.2-1b and llama-3.1-8b alone, in bf16 and int4, and 256 sequences of them.
+# A host's are of the CPU results in bench/results, with four fifths of the bandwidth on paper.
+ASSUMED = {
+    "gpu": Efficiency(0.7, 0.36, 0.6, 0.5, 0.5, 0.00035),
+    "cpu": Efficiency(0.8, 0.8, 0.5, 0.65, 0.65, 0.001),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +50,22 @@ class Speed:
 
     read_bytes_per_s: float
     flops_per_s: float
-    efficiency: Efficiency = UNMEASURED
+    efficiency: Efficiency
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model as it is held: bytes of weights that a step reads, and of a token in KV memory."""
+    """A model as it is held: bytes of weights that a step reads, and of a token in KV memory; bits
+    of a weight of its layers."""
 
     model: ModelSizes
     step_weight_bytes: int
     kv_token_bytes: float
+    weight_bits: int = 16
+
+    def read_ratio(self, efficiency: Efficiency) -> float:
+        """Of its weights."""
+        return efficiency.int4_read_ratio if self.weight_bits <= 4 else efficiency.read_ratio
 
 
 def decode_step_s(loaded: Loaded, speed: Speed, sequences: float, context_tokens: float) -> float:
@@ -62,7 +73,7 @@ def decode_step_s(loaded: Loaded, speed: Speed, sequences: float, context_tokens
     own, work = speed.efficiency, decode_work(loaded, sequences, context_tokens)
     kv_bytes = work.bytes - loaded.step_weight_bytes
     reading_s = (
-        loaded.step_weight_bytes / own.read_ratio + kv_bytes / own.kv_read_ratio
+        loaded.step_weight_bytes / loaded.read_ratio(own) + kv_bytes / own.kv_read_ratio
     ) / speed.read_bytes_per_s
     computing_s = work.flops / (own.decode_compute_ratio * speed.flops_per_s)
     return own.step_overhead_s + math.hypot(reading_s, computing_s)

@@ -76,7 +76,7 @@ def _step(outcome: Outcome) -> str:
     context = mean_decode_context_tokens(request.prompt_tokens, max(request.output_tokens, 2))
     work = decode_work(loaded, best.batch, context)
     _, bound = work.floor_s(
-        speed.read_bytes_per_s * speed.efficiency.read_ratio,
+        speed.read_bytes_per_s * loaded.read_ratio(speed.efficiency),
         speed.flops_per_s * speed.efficiency.decode_compute_ratio,
     )
     kv_ratio = 1 - loaded.step_weight_bytes / work.bytes

@@ -10,7 +10,7 @@ from octavo.config import SLO
 from octavo.planner import cost
 from octavo.planner.capacity import Request
 from octavo.planner.hardware import Accelerator, Machine
-from octavo.planner.latency import UNMEASURED, Efficiency, Loaded, Prediction, Speed, predict
+from octavo.planner.latency import ASSUMED, Efficiency, Loaded, Prediction, Speed, predict
 from octavo.planner.model import ModelSizes, format_of
 from octavo.planner.setup import MOST_SEQUENCES, Fit, Setup, fit
 
@@ -94,16 +94,18 @@ def evaluate(
     accelerator: Accelerator,
     workload: Workload,
     setup: Setup,
-    efficiency: Efficiency = UNMEASURED,
+    efficiency: Efficiency | None = None,
 ) -> Outcome:
-    """The largest batch that fits and meets the SLO: TTFT and TPOT grow with it. Raises
-    ConfigError."""
+    """The largest batch that fits and meets the SLO: TTFT and TPOT grow with it. Without an
+    efficiency that is fitted, the assumed one. Raises ConfigError."""
     found = fit(model, accelerator, workload.request, setup)
-    activation = format_of(model, setup.weight_format).activation
+    own = format_of(model, setup.weight_format)
     speed = Speed(
-        accelerator.read_bytes_per_s, accelerator.peak_flops_per_s(activation), efficiency
+        accelerator.read_bytes_per_s,
+        accelerator.peak_flops_per_s(own.activation),
+        efficiency or ASSUMED[accelerator.kind],
     )
-    loaded = Loaded(model, found.weights.step, found.token_bytes)
+    loaded = Loaded(model, found.weights.step, found.token_bytes, own.weight_bits)
     engine = Engine(loaded, speed, workload.request, setup)
     if found.requests < 1:
         return Outcome(engine, found, None, None, "weights" if found.kv_bytes < 0 else "kv")

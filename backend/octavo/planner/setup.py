@@ -26,6 +26,18 @@ _DEFAULTS = {name: field.default for name, field in EngineConfig.__dataclass_fie
 MOST_SEQUENCES = 4096
 
 
+# What docs/gpu.md has a GPU begin with; the engine's defaults are a CPU's.
+GPU_SEQUENCES, GPU_BATCHED_TOKENS = 256, 8192
+
+
+def usual_sequences(kind: str) -> int:
+    return GPU_SEQUENCES if kind == "gpu" else int(_DEFAULTS["max_num_seqs"])
+
+
+def usual_batched_tokens(kind: str) -> int:
+    return GPU_BATCHED_TOKENS if kind == "gpu" else int(_DEFAULTS["max_num_batched_tokens"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """Of an engine; names and defaults are EngineConfig's.
@@ -122,7 +134,7 @@ def _kv_bytes(
         number_bytes = WEIGHT_FORMATS[model.dtype].weight_bits // 8
         peak = capacity.step_peak_bytes(
             model.shape, number_bytes, setup.max_num_batched_tokens,
-            int(_DEFAULTS["max_num_seqs"]) if setup.max_num_seqs is None else sequences,
+            setup.max_num_seqs or GPU_SEQUENCES,
         )  # fmt: skip
         left = automatic = capacity.device_kv_bytes(
             accelerator.memory_bytes,

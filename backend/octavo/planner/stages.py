@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from octavo.planner.hardware import Accelerator
-from octavo.planner.latency import UNMEASURED, Efficiency
+from octavo.planner.latency import Efficiency
 from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Outcome, Workload, evaluate
 from octavo.planner.setup import Setup
@@ -33,7 +33,7 @@ def stages(
     accelerator: Accelerator,
     workload: Workload,
     setup: Setup,
-    efficiency: Efficiency = UNMEASURED,
+    efficiency: Efficiency | None = None,
 ) -> list[Stage]:
     """From one contiguous piece of KV memory for each request to all that `setup` leaves to gain.
     A stage that `setup` has gone beyond, or that can change nothing, is left out."""

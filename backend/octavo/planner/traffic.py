@@ -20,7 +20,7 @@ from octavo.planner.checks import number
 from octavo.planner.cost import HOUR_S, MONTH_HOURS
 
 DAY_HOURS = 24
-_BAD_ENDS = ("error", "cancelled", "rejected")
+_ANSWERED = ("stop", "length")
 _NUMBERS = ("arrival_s", "prompt_tokens", "cached_tokens", "output_tokens", "e2e_s")
 
 
@@ -37,7 +37,7 @@ class LoggedRequest:
 
     @property
     def is_answered(self) -> bool:
-        return self.finish_reason not in _BAD_ENDS
+        return self.finish_reason in _ANSWERED
 
     def meets(self, slo: SLO) -> bool:
         if not self.is_answered or self.ttft_s is None or self.ttft_s > slo.ttft_s:

@@ -61,6 +61,7 @@ class BlockAllocator:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.evictions: Counter[EvictionCause] = Counter()
+        self.held_in_vain_block_s = 0.0  # seconds that evicted blocks lay cached, all together
         self.lifetime_s = Histogram(BLOCK_AGE_BUCKETS_S)  # taken → content given up
         self.idle_before_eviction_s = Histogram(BLOCK_AGE_BUCKETS_S)  # last user gone → evicted
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -73,7 +74,7 @@ class BlockAllocator:
         self._forgotten: OrderedDict[BlockKey, None] = OrderedDict()
         self._num_taken = 0
         self._taken_at_s: dict[int, float] = {}  # of the blocks that are timed
-        self._freed_at_s: dict[int, float] = {}
+        self._cached_at_s = [0.0] * num_blocks  # of those that are cached
 
     @property
     def num_free(self) -> int:
@@ -100,13 +101,16 @@ class BlockAllocator:
                 self._taken_at_s[block] = time.monotonic()
         return taken
 
-    def share(self, blocks: Iterable[int]) -> None:
-        """One more reference to each of `blocks`, which must be in use or cached."""
+    def share(self, blocks: Iterable[int]) -> float:
+        """One more reference to each of `blocks`, which must be in use or cached. Returns for how
+        long those lay cached that were, in seconds, all together."""
+        now_s, held_block_s = time.monotonic(), 0.0
         for block in blocks:
             if self._references[block] == 0:
                 del self._cached[block]
-                self._freed_at_s.pop(block, None)
+                held_block_s += now_s - self._cached_at_s[block]
             self._references[block] += 1
+        return held_block_s
 
     def num_references(self, block: int) -> int:
         return self._references[block]
@@ -121,6 +125,7 @@ class BlockAllocator:
     def free(self, blocks: list[int]) -> None:
         """One reference less to each of `blocks`, a sequence's in their order. The last are the
         first to be evicted: without its beginning a content is of no use."""
+        now_s = time.monotonic()
         for block in reversed(blocks):
             assert self._references[block] > 0, block
             self._references[block] -= 1
@@ -130,8 +135,7 @@ class BlockAllocator:
                     self._observe_end(block)
                 else:
                     self._cached[block] = None
-                    if block in self._taken_at_s:
-                        self._freed_at_s[block] = time.monotonic()
+                    self._cached_at_s[block] = now_s
 
     def register(self, block: int, content: BlockContent) -> None:
         """`block` is computed: from now on it can be found by its content. Of equal contents the
@@ -208,6 +212,7 @@ class BlockAllocator:
         if len(self._forgotten) > self.num_blocks:
             self._forgotten.popitem(last=False)
         self.evictions[cause] += 1
+        self.held_in_vain_block_s += time.monotonic() - self._cached_at_s[block]
         self._observe_end(block, is_evicted=True)
         return block
 
@@ -217,6 +222,5 @@ class BlockAllocator:
             return
         now_s = time.monotonic()
         self.lifetime_s.observe(now_s - taken_at_s)
-        freed_at_s = self._freed_at_s.pop(block, None)
-        if is_evicted and freed_at_s is not None:
-            self.idle_before_eviction_s.observe(now_s - freed_at_s)
+        if is_evicted:
+            self.idle_before_eviction_s.observe(now_s - self._cached_at_s[block])

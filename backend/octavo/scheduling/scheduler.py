@@ -248,7 +248,9 @@ class Scheduler:
             self.counters.count_prefix(sequence, reuse, self.block_size, self.allocator.was_evicted)
         missing = self._blocks_missing(sequence) - len(reuse.table)
         found = [block for block in reuse.table if block != NO_BLOCK]
-        self.allocator.share(found)
+        held_block_s = self.allocator.share(found)
+        if sequence.loss is None:
+            sequence.held_block_s = held_block_s
         new = self.allocator.allocate(missing, "admission")
         sequence.block_table = reuse.table + new
         sequence.num_given_back = len(reuse.table) - len(found)

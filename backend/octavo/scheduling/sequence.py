@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
+from octavo.accounts import Account
 from octavo.scheduling.block_allocator import BlockContent, BlockKey, chain_key
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     num_given_back: int = 0  # blocks at the beginning of the table, behind the model's window
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache when it first ran
+    held_block_s: float = 0.0  # seconds that blocks of those lay cached, all together
+    account: Account = field(default_factory=Account)  # of its request
     root: BlockKey = b""  # what the keys of its blocks begin with
     contents: list[BlockContent] = field(default_factory=list)  # of full blocks, as far as known
     # What a preempted sequence brings along.

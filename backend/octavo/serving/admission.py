@@ -8,6 +8,7 @@ from octavo.config import SLO
 from octavo.engine import Engine
 from octavo.errors import EngineDeadError, InvalidRequestError
 from octavo.scheduling.sequence import FinishReason
+from octavo.serving.billing import Billing
 from octavo.serving.incoming import ErrorCode, IncomingRequest, Sender
 from octavo.serving.relay import Arrival
 from octavo.serving.reply import Reply
@@ -33,6 +34,7 @@ class Admission:
         tokenizer: Tokenizer,
         stats: RequestStats,
         slo: SLO,
+        billing: Billing,
     ) -> None:
         self._engine = engine
         self._responder = responder
@@ -40,6 +42,7 @@ class Admission:
         self._tokenizer = tokenizer
         self._stats = stats
         self._slo = slo
+        self._billing = billing
         self._lock = threading.Lock()  # between seeing room and taking it
 
     def admit(self, arrivals: list[Arrival]) -> None:
@@ -66,7 +69,9 @@ class Admission:
         """The reply to fill and the request's own timeout; None if it is answered already."""
         try:
             read = self._reader.read(request)
-            reply = Reply(read, sender, self._tokenizer, arrival_s, self._stats, self._slo)
+            reply = Reply(
+                read, sender, self._tokenizer, arrival_s, self._stats, self._slo, self._billing
+            )
             return reply, request.timeout_s
         except InvalidRequestError as exc:
             self._stats.count_invalid()

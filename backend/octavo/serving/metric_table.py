@@ -109,6 +109,7 @@ METRICS: tuple[Metric, ...] = (
         "Faults of a tier, by kind; each costs time, never a request", ("tier", "kind"),
     ),
     Metric("octavo_num_requests_running", "gauge", "Sequences that hold KV blocks"),
+    Metric("octavo_max_num_requests_running", "gauge", "max_num_seqs: as many may run"),
     Metric(
         "octavo_num_requests_waiting", "gauge",
         "Admitted sequences that wait for KV blocks or a place",
@@ -145,6 +146,72 @@ METRICS: tuple[Metric, ...] = (
         "octavo_kv_tier_bytes_per_second", "gauge",
         "How fast a tier moves KV blocks: a moving average of its transfers",
         ("tier", "direction"),
+    ),
+    Metric(
+        "octavo_idle_seconds_total", "counter",
+        "Time in which the decode loop had nothing to compute; with busy and overhead it is the "
+        "wall clock",
+    ),
+    Metric(
+        "octavo_overhead_seconds_total", "counter",
+        "Time of the decode loop between steps: requests taken in, tokens handed out",
+    ),
+    Metric(
+        "octavo_step_bytes_total", "counter",
+        "Bytes that steps had to move: weights once a step, keys and values read and written",
+        ("kind",),
+    ),
+    Metric("octavo_step_flops_total", "counter", "FLOPs that steps had to do"),
+    Metric(
+        "octavo_step_seconds_total", "counter",
+        "Time in steps by what it went for, memory or compute, at the rates learned from steps",
+        ("resource",),
+    ),
+    Metric(
+        "octavo_attributed_seconds_total", "counter",
+        "Time in steps, shared out to who caused it, by tenant", ("tenant", "phase"),
+    ),
+    Metric(
+        "octavo_prefix_cache_saved_seconds_total", "counter",
+        "Prefill time that cached tokens have spared, at the measured rate, by tenant",
+        ("tenant",),
+    ),
+    Metric(
+        "octavo_prefix_cache_held_seconds_total", "counter",
+        "What it took to keep cached KV blocks that nobody used: their share of the memory times "
+        "how long; by the tenant that found them, (engine) for those that were evicted",
+        ("tenant",),
+    ),
+    Metric(
+        "octavo_cost_usd_total", "counter",
+        "Wall clock times price: shares of tenants in prefill and decode, and idle and overhead "
+        "of the tenant (engine); with price_usd_per_hour only",
+        ("tenant", "phase"),
+    ),
+    Metric(
+        "octavo_prefix_cache_saved_usd_total", "counter",
+        "What cached tokens have saved, less octavo_prefix_cache_held_usd_total is the net; with "
+        "price_usd_per_hour only",
+        ("tenant",),
+    ),
+    Metric(
+        "octavo_prefix_cache_held_usd_total", "counter",
+        "What it cost to keep cached KV blocks; with price_usd_per_hour only", ("tenant",),
+    ),
+    Metric(
+        "octavo_cost_per_million_tokens_usd", "gauge",
+        "The whole bill since the start for each million of output tokens, or of good ones; with "
+        "price_usd_per_hour only",
+        ("tokens",),
+    ),
+    Metric("octavo_price_usd_per_hour", "gauge", "price_usd_per_hour of engine.toml, if set"),
+    Metric(
+        "octavo_price_as_of_timestamp_seconds", "gauge",
+        "Midnight (UTC) of price_as_of of engine.toml, if set",
+    ),
+    Metric(
+        "octavo_request_log_dropped_total", "counter",
+        "Lines that the request log could not take: the disk is slow, full or gone",
     ),
     Metric("octavo_engine_up", "gauge", "1 while the decode loop accepts requests, else 0"),
     Metric(

@@ -13,6 +13,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from octavo.engine import Engine
+from octavo.serving.billing import Billing
+from octavo.serving.cost_metrics import collect_cost
 from octavo.serving.kv_metrics import collect_kv
 from octavo.serving.metric_table import METRICS, Kind, Sample
 from octavo.serving.quality_metrics import collect_quality
@@ -25,7 +27,7 @@ FLUSH_INTERVAL_S = 1.0
 _HELP = {metric.name: metric.help for metric in METRICS}
 
 
-def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
+def collect(engine: Engine, requests: RequestStats, billing: Billing) -> Iterator[Sample]:
     """Every metric's present value: (name, kind, labels, value)."""
     stats, gauges = engine.stats, engine.gauges
     for reason, count in sorted(requests.finished.items()):
@@ -55,6 +57,7 @@ def collect(engine: Engine, requests: RequestStats) -> Iterator[Sample]:
         yield name, "gauge", {}, value
     yield from collect_kv(engine)
     yield from collect_quality(engine.quality)
+    yield from collect_cost(engine, requests, billing)
     for name, histogram in (
         ("octavo_kv_block_lifetime_seconds", engine.scheduler.allocator.lifetime_s),
         (
@@ -81,9 +84,12 @@ def _histogram_samples(name: str, histogram: Histogram) -> Iterator[Sample]:
 class MetricsExporter:
     """Flushes `collect` to Triton from a thread of its own."""
 
-    def __init__(self, engine: Engine, requests: RequestStats, labels: dict[str, str]) -> None:
+    def __init__(
+        self, engine: Engine, requests: RequestStats, billing: Billing, labels: dict[str, str]
+    ) -> None:
         self._engine = engine
         self._requests = requests
+        self._billing = billing
         self._labels = labels
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, str], Any] = {}
@@ -95,7 +101,7 @@ class MetricsExporter:
 
     def flush(self) -> None:
         """Brings Triton's metrics up to date; costs a call for each one that has changed."""
-        for name, kind, labels, value in collect(self._engine, self._requests):
+        for name, kind, labels, value in collect(self._engine, self._requests, self._billing):
             key = (name, str(labels))
             before = self._flushed.get(key)
             if before == value:

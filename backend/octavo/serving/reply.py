@@ -14,9 +14,11 @@ from octavo.config import SLO
 from octavo.generation import PromptOutput, TokenOutput
 from octavo.scheduling.sequence import FinishReason
 from octavo.serving import wire
+from octavo.serving.billing import Billing
 from octavo.serving.choice import Choice, Unsent, logprobs_entry
 from octavo.serving.incoming import ErrorCode, Sender
 from octavo.serving.request import InferenceRequest
+from octavo.serving.request_log import Ended
 from octavo.serving.tokenizer import Tokenizer
 from octavo.stats import RequestStats
 
@@ -40,6 +42,7 @@ class Reply:
         arrival_s: float,
         stats: RequestStats,
         slo: SLO,
+        billing: Billing,
     ) -> None:
         self.request = request
         self.arrival_s = arrival_s
@@ -49,6 +52,7 @@ class Reply:
         self._tokenizer = tokenizer
         self._stats = stats
         self._slo = slo
+        self._billing = billing
         self._lock = threading.Lock()
         self._open = True
         self._left = False
@@ -173,6 +177,8 @@ class Reply:
             case wire.CACHED_TOKENS:
                 cached = self._prompt.num_cached_tokens if self._prompt else 0
                 return np.array([cached], dtype=np.uint32)
+            case wire.COST:
+                return _bytes([json.dumps(self._receipt())])
         raise AssertionError(name)
 
     def _prompt_logprobs(self) -> list[Any] | None:
@@ -182,6 +188,12 @@ class Reply:
             return None
         tokens = zip(self.request.prompt_token_ids[1:], logprobs, strict=True)
         return [None, *(logprobs_entry(i, own, self._tokenizer) for i, own in tokens)]
+
+    def _receipt(self) -> dict[str, Any] | None:
+        """With the last response only: until then it grows."""
+        if self._prompt is None or not all(choice.finish_reason for choice in self._choices):
+            return None
+        return self._billing.receipt(self._prompt.account)
 
     def _batched(self, value: NDArray[Any]) -> NDArray[Any]:
         return value[None] if self.request.batched else value
@@ -211,6 +223,18 @@ class Reply:
             reason.value, self.request.params.tenant or "", len(self.request.prompt_token_ids),
             sum(num_tokens), e2e_s, tpot_s, is_good=is_good,
         )  # fmt: skip
+        self._billing.log_request(
+            Ended(
+                arrival_s=time.time() - e2e_s,
+                tenant=self.request.params.tenant or "",
+                prompt_tokens=len(self.request.prompt_token_ids),
+                cached_tokens=self._prompt.num_cached_tokens if self._prompt else 0,
+                output_tokens=sum(num_tokens),
+                finish_reason=reason.value,
+                ttft_s=None if self._first_output_s is None else ttft_s,
+                e2e_s=e2e_s,
+            )
+        )
 
 
 def _bytes(texts: list[str]) -> NDArray[Any]:

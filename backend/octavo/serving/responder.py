@@ -11,10 +11,10 @@ import time
 from queue import SimpleQueue
 
 from octavo.engine import Engine
-from octavo.execution.nvtx import span
 from octavo.generation import GenerationRequest, TokenOutput
 from octavo.scheduling.sequence import FinishReason
 from octavo.serving.reply import Reply
+from octavo.spans import span
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from octavo.config import load_config
 from octavo.engine import Engine
 from octavo.errors import ConfigError, OctavoError
 from octavo.serving.admission import Admission
+from octavo.serving.billing import Billing
 from octavo.serving.incoming import ErrorCode, TritonSender, copy_request
 from octavo.serving.metrics import MetricsExporter
 from octavo.serving.relay import Arrival, RelayServer, socket_path
@@ -48,13 +49,14 @@ class OctavoModel:
         tokenizer = Tokenizer(config.model)
         self._engine = Engine(config)
         reader = RequestReader(tokenizer, self._engine.max_model_len)
-        stats = RequestStats()
+        stats = RequestStats(self._engine.tenant_labels)
+        self._billing = Billing(config)
         self._responder = Responder(self._engine, config.sender_threads, config.sender_duty_cycle)
         self._admission = Admission(
-            self._engine, self._responder, reader, tokenizer, stats, config.slo
+            self._engine, self._responder, reader, tokenizer, stats, config.slo, self._billing
         )
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        self._metrics = MetricsExporter(self._engine, stats, labels)
+        self._metrics = MetricsExporter(self._engine, stats, self._billing, labels)
         self._engine.start()
         self._relay = RelayServer(socket_path(args["model_name"]), self._admission.admit)
         log.info(
@@ -80,4 +82,5 @@ class OctavoModel:
         self._engine.stop()
         self._responder.stop()
         self._relay.close()
+        self._billing.close()
         self._metrics.stop()

@@ -16,6 +16,7 @@ NUM_OUTPUT_TOKENS = "num_output_tokens"
 TOKEN_IDS = "token_ids"
 PROMPT_LOGPROBS = "prompt_logprobs"
 CACHED_TOKENS = "cached_tokens"
+COST = "cost"
 
 # Outputs that are sent only when the input of this name is true.
 RETURN_FLAGS = {
@@ -27,6 +28,7 @@ RETURN_FLAGS = {
     TOKEN_IDS: "return_token_ids",
     PROMPT_LOGPROBS: "return_prompt_logprobs",
     CACHED_TOKENS: "return_cached_tokens",
+    COST: "return_cost",
 }
 
 INPUTS = (

@@ -46,7 +46,8 @@ EXPORT const char *octavo_isa_name(int isa) {
 // The size of structure `index`, in the order of types.py; 0 behind the last.
 EXPORT size_t octavo_size_of(int index) {
     const size_t sizes[] = {sizeof(KVLayer),   sizeof(Batch),    sizeof(Matrix),       sizeof(Packed),
-                            sizeof(Attention), sizeof(Sampling), sizeof(DecoderLayer), sizeof(Decoder)};
+                            sizeof(Attention), sizeof(Sampling), sizeof(DecoderLayer), sizeof(Decoder),
+                            sizeof(Timeline)};
     return index < int(sizeof sizes / sizeof *sizes) ? sizes[index] : 0;
 }
 
@@ -128,11 +129,13 @@ EXPORT size_t octavo_step_bytes(int isa, octavo_team *team, const Decoder *d, co
     return kernels_of(isa)->step_bytes(*d, *b, team->pool.num_threads());
 }
 
+// timeline: null, or where the step tells its times.
 EXPORT void octavo_forward(int isa, octavo_team *team, const Decoder *d, const Batch *b,
                     const int64_t *sample_indices, int num_samples, float *logits,
-                    uint8_t *memory) {
+                    uint8_t *memory, Timeline *timeline) {
     TURN;
-    kernels_of(isa)->forward(team->pool, *d, *b, sample_indices, num_samples, logits, memory);
+    kernels_of(isa)->forward(team->pool, *d, *b, sample_indices, num_samples, logits, memory,
+                             timeline);
 }
 
 // Seconds of one pass of all threads through [data, data + bytes).
@@ -152,14 +155,9 @@ EXPORT double octavo_multiply_rate(int isa, octavo_team *team, int kind, int64_t
     return flops / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// A phase of octavo_forward (decoder.inl), and the seconds spent in it so far. Null behind the last,
-// and for all unless built with OCTAVO_PROFILE.
+// The name of a phase of octavo_forward (decoder.inl); null behind the last.
 EXPORT const char *octavo_phase_name(int isa, int phase) {
     return kernels_of(isa)->phase_name(phase);
-}
-
-EXPORT double octavo_phase_seconds(int isa, int phase) {
-    return kernels_of(isa)->phase_seconds(phase);
 }
 
 }  // extern "C"

@@ -28,6 +28,16 @@ struct Decoder {
     float eps, embedding_scale, logits_softcap;  // scale 1, softcap 0: none
 };
 
+// What a step's time went into, for who asks.
+struct Timeline {
+    int64_t *marks;      // [capacity, 2]: phase, and when it ended as the first thread saw it, in
+                         // now_ns; −1: a part of the step began
+    int64_t *spent_ns;   // [phases], added to: of all threads together
+    int64_t *waited_ns;  // [phases], added to: of these, at barriers
+    int32_t capacity;
+    int32_t count;  // marks that there were, kept or not
+};
+
 // Memory of a step, which the caller keeps.
 struct Workspace {
     uint8_t *data;

@@ -59,24 +59,46 @@ struct StepMemory {
     }
 };
 
-// Where a step's time goes, as the first thread sees it: only in a library that is built to tell.
 enum Phase { EMBED, NORM, QKV, STORE, ATTEND, OUTPUT, GATE_UP, DOWN, LM_HEAD, PHASES };
 constexpr const char *PHASE_NAMES[PHASES] = {"embed",  "norm",    "qkv",  "store", "attend",
                                              "output", "gate_up", "down", "lm_head"};
 
-struct Clock {
-#ifdef OCTAVO_PROFILE
-    static inline double seconds[PHASES];
-    std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
-    void end(const Worker &w, Phase phase) {
-        if (w.id) return;
-        const auto now = std::chrono::steady_clock::now();
-        seconds[phase] += std::chrono::duration<double>(now - began).count();
-        began = now;
+// Tells a timeline, if there is one, where a thread's time goes; without one a phase costs a branch.
+class Clock {
+   public:
+    Clock(Worker &w, Timeline *timeline) : w_(w), timeline_(timeline) {
+        if (!timeline) return;
+        w.waited = &waited_;
+        began_ = now_ns();
+        if (w.id == 0) mark(-1, began_);
     }
-#else
-    void end(const Worker &, Phase) {}
-#endif
+    ~Clock() { w_.waited = nullptr; }
+    Clock(const Clock &) = delete;
+
+    void end(Phase phase) {
+        if (timeline_) keep(phase);
+    }
+
+   private:
+    [[gnu::noinline]] void keep(Phase phase) {
+        const int64_t now = now_ns();
+        __atomic_fetch_add(timeline_->spent_ns + phase, now - began_, __ATOMIC_RELAXED);
+        __atomic_fetch_add(timeline_->waited_ns + phase, waited_, __ATOMIC_RELAXED);
+        if (w_.id == 0) mark(phase, now);
+        began_ = now;
+        waited_ = 0;
+    }
+
+    void mark(int64_t phase, int64_t ended) {
+        const int index = timeline_->count++;
+        if (index >= timeline_->capacity) return;
+        timeline_->marks[2 * index] = phase;
+        timeline_->marks[2 * index + 1] = ended;
+    }
+
+    Worker &w_;
+    Timeline *timeline_;
+    int64_t began_ = 0, waited_ = 0;
 };
 
 struct Step {
@@ -218,42 +240,42 @@ struct Step {
         return input_kind(m.format) == InputKind::int8 ? s.inputs : s.attended;
     }
 
-    void run(const int64_t *sample_indices, int num_samples, float *logits) {
+    void run(const int64_t *sample_indices, int num_samples, float *logits, Timeline *timeline) {
         const int count = b.num_tokens;
-        Clock clock;
+        Clock clock(w, timeline);
         embed();
-        clock.end(w, EMBED);
+        clock.end(EMBED);
         const float *added_norm = nullptr;
         for (int i = 0; i < d.num_layers; i++) {
             const DecoderLayer &layer = d.layers[i];
             add_norm(i ? s.added : nullptr, added_norm, layer.input_norm, layer.qkv, nullptr, count);
-            clock.end(w, NORM);
+            clock.end(NORM);
             linear(w, layer.qkv, inputs_of(layer.qkv, s.inputs, count), s.wide, s.wide_stride);
-            clock.end(w, QKV);
+            clock.end(QKV);
             store_heads(layer);
-            clock.end(w, STORE);
+            clock.end(STORE);
             attend(layer);
-            clock.end(w, ATTEND);
+            clock.end(ATTEND);
             linear(w, layer.output, inputs_of(layer.output, rows_for(layer.output), count), s.added,
                    d.hidden);
-            clock.end(w, OUTPUT);
+            clock.end(OUTPUT);
             add_norm(s.added, layer.output_norm, layer.mlp_norm, layer.gate_up, nullptr, count);
-            clock.end(w, NORM);
+            clock.end(NORM);
             gate(layer);
-            clock.end(w, GATE_UP);
+            clock.end(GATE_UP);
             linear(w, layer.down, inputs_of(layer.down, rows_for(layer.down), count), s.added,
                    d.hidden);
-            clock.end(w, DOWN);
+            clock.end(DOWN);
             added_norm = layer.down_norm;
         }
         if (num_samples == 0) return;
-        last(sample_indices, num_samples, added_norm, logits);
-        clock.end(w, LM_HEAD);
+        add_norm(s.added, added_norm, d.norm, d.lm_head, sample_indices, num_samples);
+        clock.end(NORM);
+        last(num_samples, logits);
+        clock.end(LM_HEAD);
     }
 
-    void last(const int64_t *sample_indices, int num_samples, const float *added_norm,
-              float *logits) {
-        add_norm(s.added, added_norm, d.norm, d.lm_head, sample_indices, num_samples);
+    void last(int num_samples, float *logits) {
         const float cap = d.logits_softcap;
         const int outputs = d.lm_head.outputs;
         multiply(w, d.lm_head, inputs_of(d.lm_head, s.inputs, num_samples),
@@ -280,13 +302,15 @@ inline size_t step_bytes(const Decoder &d, const Batch &b, int num_threads) {
 }
 
 inline void forward(Pool &pool, const Decoder &d, const Batch &b, const int64_t *sample_indices,
-                    int num_samples, float *logits, uint8_t *memory) {
+                    int num_samples, float *logits, uint8_t *memory, Timeline *timeline) {
     for_each_part(b, sample_indices, num_samples,
                   [&](const Batch &part, const int64_t *samples, int first, int count) {
                       Cutter p{memory};
                       StepMemory s = StepMemory::take(d, part, pool.num_threads(), p);
                       float *own = logits + int64_t(first) * d.lm_head.outputs;
-                      pool.run([&](Worker &w) { Step{w, d, part, s}.run(samples, count, own); });
+                      pool.run([&](Worker &w) {
+                          Step{w, d, part, s}.run(samples, count, own, timeline);
+                      });
                   });
 }
 

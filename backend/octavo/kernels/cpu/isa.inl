@@ -106,20 +106,7 @@ double multiply_through_op(Pool &pool, int kind, int64_t rounds) {
     return flops;
 }
 
-const char *phase_name([[maybe_unused]] int phase) {
-#ifdef OCTAVO_PROFILE
-    if (phase < PHASES) return PHASE_NAMES[phase];
-#endif
-    return nullptr;
-}
-
-double phase_seconds([[maybe_unused]] int phase) {
-#ifdef OCTAVO_PROFILE
-    return Clock::seconds[phase];
-#else
-    return 0;
-#endif
-}
+const char *phase_name(int phase) { return phase < PHASES ? PHASE_NAMES[phase] : nullptr; }
 
 #define OCTAVO_TEXT(x) #x
 #define OCTAVO_NAME(x) OCTAVO_TEXT(x)
@@ -127,7 +114,7 @@ double phase_seconds([[maybe_unused]] int phase) {
 constexpr Kernels table = {
     OCTAVO_NAME(OCTAVO_ISA), step_bytes, forward, linear_bytes, linear_op, attention_scratch_bytes,
     attention_op, store_kv_op, add_rms_norm_op, greedy_op, sample_bytes, sample_op,
-    read_through_op, multiply_through_op, phase_name, phase_seconds,
+    read_through_op, multiply_through_op, phase_name,
 };
 
 }  // namespace

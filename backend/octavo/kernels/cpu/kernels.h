@@ -10,7 +10,7 @@ struct Kernels {
     const char *name;
     size_t (*step_bytes)(const Decoder &, const Batch &, int num_threads);
     void (*forward)(Pool &, const Decoder &, const Batch &, const int64_t *sample_indices,
-                    int num_samples, float *logits, uint8_t *memory);
+                    int num_samples, float *logits, uint8_t *memory, Timeline *timeline);
     size_t (*linear_bytes)(const Matrix &, int count);
     void (*linear)(Pool &, const Matrix &, const float *x, int count, float *out, uint8_t *memory);
     size_t (*attention_bytes)(const Attention &, const KVLayer &, const Batch &, int num_threads);
@@ -28,7 +28,6 @@ struct Kernels {
     int32_t (*read_through)(Pool &, const uint8_t *data, int64_t bytes);
     double (*multiply_through)(Pool &, int kind, int64_t rounds);
     const char *(*phase_name)(int phase);
-    double (*phase_seconds)(int phase);
 };
 
 // In the order of speed; null where this processor lacks what it needs.

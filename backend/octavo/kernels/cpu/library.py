@@ -7,6 +7,7 @@ believe them.
 import ctypes
 import math
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ ISAS = ("amx", "avx512", "avx2", "portable")
 _ALIGNMENT = 64
 _HUGE_BYTES = 2**21
 _PEAK_PASSES, _PEAK_S = 5, 0.05
+_PART_TOKENS = 256  # no part of a step has fewer unless it is the whole: batch_parts.inl
 
 
 _PLAIN = {torch.float32: Format.F32, torch.bfloat16: Format.BF16}
@@ -55,6 +57,22 @@ class PackedLinear:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """What one `forward` went into. Of a large step, which is computed in parts, all parts.
+
+    ranges: name, begin and end in ns of time.perf_counter_ns, as the first thread saw them; they
+        lie side by side
+    spent_ns: by name, of all threads together; where threads share a core the first one's ranges
+        alone would misplace time among neighbours
+    waited_ns: the part of that in which they waited for each other
+    """
+
+    ranges: list[tuple[str, int, int]]
+    spent_ns: dict[str, int]
+    waited_ns: dict[str, int]
+
+
 class Library:
     """One instruction set's kernels and the threads that run them. One thread at a time may call
     it: what calls need of memory they share."""
@@ -78,6 +96,9 @@ class Library:
         self._team = self._c.octavo_team_new(num_threads, cores)
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._logits = torch.empty(0)
+        self._phase_names = _phase_names(self._c, self._isa)
+        self.is_timed = False  # whether `forward` keeps its times for `take_phases`
+        self._timed: _Timeline | None = None
 
     def __del__(self) -> None:
         if getattr(self, "_team", None):
@@ -264,11 +285,24 @@ class Library:
         logits = self._logits[:num_logits].view(shape)
         pointers = ctypes.byref(decoder), ctypes.byref(batch)
         memory = self._c.octavo_step_bytes(self._isa, self._team, *pointers)
+        timeline = self._timeline(decoder, batch) if self.is_timed else None
         self._c.octavo_forward(
             self._isa, self._team, *pointers, sample_indices.data_ptr(), len(sample_indices),
             logits.data_ptr(), self.memory(memory),
+            None if timeline is None else ctypes.byref(timeline.structure),
         )  # fmt: skip
+        self._timed = timeline
         return logits
+
+    def take_phases(self) -> Phases | None:
+        """Of the latest `forward`, if that was timed, and once."""
+        timed, self._timed = self._timed, None
+        return None if timed is None else timed.phases(self._phase_names)
+
+    def _timeline(self, decoder: types.Decoder, batch: types.Batch) -> "_Timeline":
+        parts = batch.num_tokens // _PART_TOKENS + 1
+        capacity = parts * (decoder.num_layers + 1) * (len(self._phase_names) + 1)
+        return _Timeline(capacity, len(self._phase_names))
 
     def buffer(self, num_bytes: int) -> Tensor:
         """Memory that is not set yet, in huge pages where the system has them: reading through
@@ -310,13 +344,39 @@ class Library:
                 return float(best)
             rounds *= 4
 
-    def phase_seconds(self) -> dict[str, float]:
-        """What each phase of `forward` has taken so far, as its first thread saw it. Empty unless
-        the library was built with OCTAVO_PROFILE."""
-        seconds: dict[str, float] = {}
-        while name := self._c.octavo_phase_name(self._isa, len(seconds)):
-            seconds[name.decode()] = self._c.octavo_phase_seconds(self._isa, len(seconds))
-        return seconds
+
+class _Timeline:
+    """Memory for the times of one step."""
+
+    def __init__(self, capacity: int, num_phases: int) -> None:
+        self._marks = array("q", bytes(16 * capacity))
+        self._spent, self._waited = (array("q", bytes(8 * num_phases)) for _ in range(2))
+        self.structure = types.Timeline(
+            marks=self._marks.buffer_info()[0], spent_ns=self._spent.buffer_info()[0],
+            waited_ns=self._waited.buffer_info()[0], capacity=capacity,
+        )  # fmt: skip
+
+    def phases(self, names: Sequence[str]) -> Phases:
+        count = self.structure.count
+        assert count <= self.structure.capacity, (count, self.structure.capacity)
+        ranges, began_ns = [], 0
+        for phase, ended_ns in zip(
+            self._marks[0 : 2 * count : 2], self._marks[1 : 2 * count : 2], strict=True
+        ):
+            if phase >= 0:
+                ranges.append((names[phase], began_ns, ended_ns))
+            began_ns = ended_ns
+        spent, waited = (
+            dict(zip(names, each, strict=True)) for each in (self._spent, self._waited)
+        )
+        return Phases(ranges, spent, waited)
+
+
+def _phase_names(library: ctypes.CDLL, isa: int) -> list[str]:
+    names: list[str] = []
+    while name := library.octavo_phase_name(isa, len(names)):
+        names.append(name.decode())
+    return names
 
 
 def _aligned(num_bytes: int, alignment: int) -> Tensor:
@@ -352,11 +412,10 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("sample_bytes", size, (i, p, n)),
         ("sample", None, (i, p, p, i, n, p, p, p)),
         ("step_bytes", size, (i, p, p, p)),
-        ("forward", None, (i, p, p, p, p, i, p, p)),
+        ("forward", None, (i, p, p, p, p, i, p, p, p)),
         ("read_seconds", real, (i, p, p, n)),
         ("multiply_rate", real, (i, p, i, n)),
         ("phase_name", text, (i, i)),
-        ("phase_seconds", real, (i, i)),
     ):
         function = getattr(library, f"octavo_{name}")
         function.restype, function.argtypes = result, arguments

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -84,8 +85,20 @@ void Pool::loop(int id) {
     }
 }
 
+int64_t now_ns() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
 void Worker::barrier() {
     if (count == 1) return;
+    if (!waited) return pass();
+    const int64_t began = now_ns();
+    pass();
+    *waited += now_ns() - began;
+}
+
+void Worker::pass() {
     Pool &p = *pool;
     uint32_t own = phase++;
     if (p.arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {

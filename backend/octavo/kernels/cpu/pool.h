@@ -14,10 +14,16 @@ constexpr int MAX_TASKS = (1 << 21) - 1;  // of one phase
 
 class Pool;
 
+// Of the clock that Python's time.perf_counter_ns reads.
+int64_t now_ns();
+
 class Worker {
    public:
     int id;
     int count;
+
+    // Where a thread adds the ns that it waits at barriers; null where nobody asks.
+    int64_t *waited = nullptr;
 
     // Waits until all threads are here.
     void barrier();
@@ -39,6 +45,7 @@ class Worker {
    private:
     friend class Pool;
     int take(int owner, int n);
+    void pass();
     Pool *pool;
     uint32_t phase = 0;  // barriers passed
 };

@@ -142,6 +142,18 @@ class Decoder(ctypes.Structure):
     ]
 
 
+class Timeline(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("marks", c_void_p),
+        ("spent_ns", c_void_p),
+        ("waited_ns", c_void_p),
+        ("capacity", c_int32),
+        ("count", c_int32),
+    ]
+
+
 # Of each structure its size in C, which `load` compares: a field added on one side only would
 # otherwise be read as another.
-STRUCTURES = (KVLayer, Batch, Matrix, Packed, Attention, Sampling, DecoderLayer, Decoder)
+STRUCTURES = (
+    KVLayer, Batch, Matrix, Packed, Attention, Sampling, DecoderLayer, Decoder, Timeline,
+)  # fmt: skip
