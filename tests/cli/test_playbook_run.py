@@ -174,9 +174,17 @@ def test_a_refused_format_is_left_out_behind(workers: Workers, options: Options)
 
 def test_a_model_that_cannot_read_is_asked_once(workers: Workers, options: Options) -> None:
     workers.verdicts["kv"] = "no signal"
-    found = measured(options)
+    found = measured(replace(options, calibration="other.txt"))
     assert [name for name, _ in workers.asked].count("quality") == 1
+    (job,) = [asked for name, asked in workers.asked if name == "quantization"]
+    assert job["method"] == "rtn" and job["calibration"] is None, "GPTQ has nothing to keep"
     assert [row.judged for row in found.rows[5:]] == ["no signal"] * 2
+
+
+def test_a_calibration_text_is_gptqs(workers: Workers, options: Options) -> None:
+    measured(replace(options, calibration="other.txt"))
+    (job,) = [asked for name, asked in workers.asked if name == "quantization"]
+    assert (job["method"], job["calibration"], job["bits"]) == ("gptq", "other.txt", 4)
 
 
 def test_without_a_text_nothing_is_judged(workers: Workers, options: Options) -> None:
@@ -200,6 +208,12 @@ def test_without_transformers_0a_is_skipped_loudly(
     assert "generate" not in {key for key, _, _ in workers.stages()}
     assert "transformers is not installed" in found.rows[0].skipped
     assert any("0a transformers IS SKIPPED: transformers is not installed" in each for each in said)
+
+
+def test_0a_can_be_left_out(workers: Workers, options: Options) -> None:
+    found = measured(replace(options, skip_transformers=True))
+    assert [key for key, _, _ in workers.stages()][:2] == ["contiguous", "paged"]
+    assert found.rows[0].skipped == "--skip-transformers"
 
 
 def test_a_failing_transformers_costs_no_other_stage(workers: Workers, options: Options) -> None:

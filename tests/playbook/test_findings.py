@@ -54,14 +54,14 @@ def test_a_model_without_signal_proves_nothing_of_quantization() -> None:
     proven = found.last_proven
     assert proven is not None and proven.stage.key == "prefix"
     assert sentence(found).count("this model cannot read the text") == 2
-    assert "costs 80% less than with contiguous memory" in sentence(found)
+    assert "cost 80% less than with contiguous memory" in sentence(found)
 
 
 def test_a_stage_that_costs_more_is_not_called_a_saving() -> None:
     found = findings({**RATES, "kv-int8": 5}, weights="fail")
     assert "The cheapest proven stage is 3 prefix cache" in sentence(found)
     dear = findings({**RATES, "prefix": 1})
-    assert "costs 100% more than with contiguous memory" in sentence(dear)
+    assert "cost 100% more than with contiguous memory" in sentence(dear)
 
 
 def test_a_skipped_stage_is_there_with_its_reason() -> None:

@@ -114,10 +114,10 @@ def _progress(options: Options) -> Iterator[Tell]:
 
 
 def _show(findings: Findings, files: list[Path]) -> None:
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     for number, heading in enumerate(SHORT_HEADINGS):
         is_number = 0 < number < len(SHORT_HEADINGS) - 1
-        table.add_column(heading, justify="right" if is_number else "left")
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=True)
     for row in findings.rows:
         table.add_row(*short_cells(row))
     _out.print(table)

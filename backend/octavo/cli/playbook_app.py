@@ -56,6 +56,9 @@ def playbook(
     quick: Annotated[
         bool, typer.Option("--quick", help="A look in 3 minutes: short requests, few loads.")
     ] = False,
+    skip_transformers: Annotated[
+        bool, typer.Option("--skip-transformers", help="Without stage 0a, the slowest one.")
+    ] = False,
     text: Annotated[
         Path | None,
         typer.Option(help="What the gate reads.", show_default="heldout.jsonl of MODEL's folder"),
@@ -121,5 +124,6 @@ def playbook(
         device=device,
         num_threads=threads,
         quick=quick,
+        skip_transformers=skip_transformers,
     )
     raise typer.Exit(command.run(options, kv_memory))

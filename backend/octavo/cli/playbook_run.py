@@ -59,8 +59,11 @@ class Measuring:
             {},
             lambda: one_event("octavo.playbook.machine_worker", asdict(self._settled), "machine"),
         )
+        text = self._text()
+        self._judge(KV_INT8, text)
         self._quantize()
-        self._judge()
+        if WEIGHTS_INT4.key not in self._skipped:
+            self._judge(WEIGHTS_INT4, text)
         plan = list(self._stages())
         for number in range(self._options.num_rounds):
             for stage in plan:
@@ -73,7 +76,9 @@ class Measuring:
 
     def _stages(self) -> Iterator[Stage]:
         """Those that can be measured here, as they are measured."""
-        if importlib.util.find_spec("transformers") is None:
+        if self._options.skip_transformers:
+            self._skip(GENERATE, "--skip-transformers")
+        elif importlib.util.find_spec("transformers") is None:
             self._skip(GENERATE, "transformers is not installed (pip install transformers)")
         verdicts = {key: quality.judged for key, quality in self._qualities.items()}
         for stage in STAGES:
@@ -83,13 +88,14 @@ class Measuring:
     # Quality.
 
     def _quantize(self) -> None:
-        """Once: the folder is kept."""
+        """Once: the folder is kept. GPTQ only for a model that has something to lose."""
         settled, options = self._settled, self._options
         if settled.group_size is None:
             self._skip(WEIGHTS_INT4, "its rows are no whole groups of 32, 64 or 128 weights")
             return
-        method: Method = "gptq" if options.calibration else "rtn"
-        text = f"-{options.calibration_tokens}-tokens" if options.calibration else ""
+        has_signal = self._qualities[KV_INT8.key].judged != "no signal"
+        method: Method = "gptq" if options.calibration and has_signal else "rtn"
+        text = f"-{options.calibration_tokens}-tokens" if method != "rtn" else ""
         name = f"weights-int4-{method}{text}-g{settled.group_size}-{settled.digest[:8]}"
         folder = self._out / name
         self._folder = str(folder)
@@ -97,7 +103,7 @@ class Measuring:
             return
         job = QuantizeOptions(
             model=settled.model, out=str(folder), bits=4, group_size=settled.group_size,
-            method=method, calibration=options.calibration,
+            method=method, calibration=options.calibration if method != "rtn" else None,
             calibration_tokens=options.calibration_tokens, threads=settled.num_threads,
         )  # fmt: skip
         with worker("octavo.quantization.worker", asdict(job)) as events:
@@ -106,21 +112,20 @@ class Measuring:
                     f"int4 weights by {method}", 0, f"{event['done']} of {event['of']} shards"
                 )
 
-    def _judge(self) -> None:
-        options = self._options
-        quantized = [stage for stage in (KV_INT8, WEIGHTS_INT4) if stage.key not in self._skipped]
-        if options.text is None:
-            for stage in quantized:
-                self._qualities[stage.key] = _unjudged(options, _NO_TEXT)
-            return
-        text = Path(options.text)
-        if options.quick:
-            text = sample_text(text, self._out / "sample.jsonl")
-        for stage in quantized:
-            verdicts = {key: quality.judged for key, quality in self._qualities.items()}
-            if "no signal" in verdicts.values():  # it is said of the model as it is
-                self._qualities[stage.key] = self._qualities[KV_INT8.key]
-                continue
+    def _text(self) -> Path | None:
+        """What the gate reads."""
+        if self._options.text is None:
+            return None
+        text = Path(self._options.text)
+        return sample_text(text, self._out / "sample.jsonl") if self._options.quick else text
+
+    def _judge(self, stage: Stage, text: Path | None) -> None:
+        verdicts = {key: quality.judged for key, quality in self._qualities.items()}
+        if text is None:
+            self._qualities[stage.key] = _unjudged(self._options, _NO_TEXT)
+        elif "no signal" in verdicts.values():  # it is said of the model as it is
+            self._qualities[stage.key] = self._qualities[KV_INT8.key]
+        else:
             self._qualities[stage.key] = self._gate(stages.as_measured(stage, verdicts), text)
 
     def _gate(self, stage: Stage, text: Path) -> Quality:

@@ -43,6 +43,7 @@ class Options:
     device: str = "auto"
     num_threads: int | None = None
     quick: bool = False
+    skip_transformers: bool = False
 
     def check(self) -> None:
         """Raises ConfigError naming option, value and limit."""

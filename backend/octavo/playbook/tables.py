@@ -11,7 +11,7 @@ HEADINGS = (
 )  # fmt: skip
 
 SHORT_HEADINGS = (
-    "stage", "users", "TTFT, s", "TPOT, ms", "good tok/s", "fit", "cost of 1M", "quality"
+    "stage", "users", "TTFT, s", "TPOT, ms", "good/s", "fit", "cost of 1M", "share", "quality"
 )  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def short_cells(row: Row) -> list[str]:
     """One for each of SHORT_HEADINGS: medians, for a terminal of 80 columns."""
     if row.figures is None:
         return [row.stage.label, *[""] * (len(SHORT_HEADINGS) - 2), "skipped"]
-    own = row.figures
+    own, cost = row.figures, row.cost
     return [
         row.stage.label,
         f"{own.users}",
@@ -27,7 +27,8 @@ def short_cells(row: Row) -> list[str]:
         f"{1e3 * own.tpot_p50_s:.1f}",
         f"{own.good_tokens_per_s:,.0f}",
         f"{own.fit:,}",
-        "SLO not met" if row.cost is None else cost_text(row.cost),
+        "SLO not met" if cost is None else _amount(cost),
+        "" if cost is None or cost.ratio is None else f"{cost.ratio:.0%}",
         row.judged or "",
     ]
 
@@ -63,8 +64,12 @@ def _good(row: Row) -> str:
 def cost_text(cost: Cost | None) -> str:
     if cost is None:
         return "no request met the SLO"
-    text = f"{cost.machine_s:,.0f} s" if cost.usd is None else usd_text(cost.usd)
+    text = _amount(cost)
     return text if cost.ratio is None else f"{text} ({cost.ratio:.0%})"
+
+
+def _amount(cost: Cost) -> str:
+    return f"{cost.machine_s:,.0f} s" if cost.usd is None else usd_text(cost.usd)
 
 
 def usd_text(usd: float) -> str:
@@ -91,6 +96,6 @@ def price_line(findings: Findings) -> str:
     if price is None:
         return (
             "No price was given, so cost is the machine's seconds for a million good tokens, and "
-            "in brackets its share of stage 0b's. With --price-per-hour USD it is in dollars."
+            "its share of stage 0b's beside it. With --price-per-hour USD it is in dollars."
         )
-    return f"At ${price:g} per hour of this machine; in brackets the share of stage 0b's cost."
+    return f"At ${price:g} per hour of this machine; beside it the share of stage 0b's cost."

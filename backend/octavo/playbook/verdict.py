@@ -34,13 +34,13 @@ def sentence(findings: Findings) -> str:
     assert last is not None  # the first one is kept itself
     said = [
         "With paged KV memory, continuous batching and the prefix cache a million good tokens "
-        f"{_change(last)} than with contiguous memory and static batches ({where})."
+        f"cost {_change(last)} than with contiguous memory and static batches ({where})."
     ]
     said += [_of_quantized(row) for row in findings.rows if row.stage.is_quantized]
     proven = findings.last_proven
     assert proven is not None
     if proven is not last:
-        said.append(f"All that is proven together {_change(proven)}.")
+        said.append(f"All that is proven together costs {_change(proven)}.")
     cheapest = min(findings.proven, key=_ratio)
     if cheapest is not proven:
         said.append(f"The cheapest proven stage is {cheapest.stage.label}.")
@@ -59,19 +59,19 @@ def _of_quantized(row: Row) -> str:
         case "pass":
             return (
                 f"With {name} too, which the gate passes (perplexity loss at most "
-                f"{row.quality.loss_upper:+.2%}), it {change}."
+                f"{row.quality.loss_upper:+.2%}), it costs {change}."
             )
         case "no signal":
             return (
-                f"With {name} too it {change}; this model cannot read the text, so nothing is said "
-                "of quality."
+                f"With {name} too it costs {change}; this model cannot read the text, so nothing "
+                "is said of quality."
             )
         case "not judged":
-            return f"With {name} too it {change}, with a quality that nobody has measured."
+            return f"With {name} too it costs {change}, with a quality that nobody has measured."
         case judged:
             return (
-                f"With {name} it {change}, but the gate says {judged} ({row.quality.reason}): not "
-                "adopted."
+                f"With {name} it costs {change}, but the gate says {judged} "
+                f"({row.quality.reason}): not adopted."
             )
 
 
@@ -82,4 +82,4 @@ def _ratio(row: Row) -> float:
 
 def _change(row: Row) -> str:
     saved = 1 - _ratio(row)
-    return f"costs {saved:.0%} less" if saved >= 0 else f"costs {-saved:.0%} more"
+    return f"{saved:.0%} less" if saved >= 0 else f"{-saved:.0%} more"
