@@ -45,7 +45,7 @@ loadtest: $(LOADTEST) ## a minute of load on a server of its own (or URL=...), t
 	  $(LOADTEST_ARGS)
 
 # What only computes shares out the cores; what starts servers or has bounds of time runs alone.
-COMPUTING := $(addprefix tests/,contract equivalence execution kernels models planner quality \
+COMPUTING := $(addprefix tests/,equivalence execution kernels models planner quality \
   quantization scheduling)
 define pytest
 status=0; \
