@@ -19,10 +19,10 @@ from factories import (
     submit,
 )
 from octavo.accounts import MAX_TENANTS, OTHER_TENANTS
+from octavo.gauges import EngineGauges
 from octavo.generation import GenerationRequest
 from octavo.stats import (
     LATENCY_BUCKETS_S,
-    EngineGauges,
     Histogram,
     RequestStats,
 )

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -23,19 +23,19 @@ from octavo.errors import EngineDeadError, StepMemoryError
 from octavo.execution.block_transfer import BlockTransfer
 from octavo.execution.logprobs import TokenLogprobs
 from octavo.execution.model_runner import ModelRunner, PendingStep
-from octavo.execution.sampler import PromptLogprobs, SampledTokens
+from octavo.execution.sampler import SampledTokens
 from octavo.execution.step_trace import LiveTrace, description
+from octavo.gauges import EngineGauges
 from octavo.generation import (
     GenerationRequest,
     GenerationResult,
-    PromptOutput,
     Sink,
-    TokenOutput,
 )
 from octavo.ledger import Ledger, Rows, StepClock
 from octavo.models.sizes import decoder_shape
 from octavo.planner.attribution import ModelWork
 from octavo.quality.served import admit
+from octavo.receivers import Receivers
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
 from octavo.scheduling.scheduler import Scheduler, StepOutput
@@ -47,7 +47,7 @@ from octavo.scheduling.sequence import (
     StepPlan,
 )
 from octavo.spans import span
-from octavo.stats import EngineGauges, EngineStats, Phase
+from octavo.stats import EngineStats, Phase
 from octavo.tiers import open_tiers
 
 log = logging.getLogger(__name__)
@@ -57,16 +57,6 @@ _TIER_POLL_S = 0.05
 _KEEP_TIMEOUT_S = 5.0
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request whose sequences have not all ended."""
-
-    sink: Sink
-    sequences: dict[int, Sequence]  # by index; those that have not ended
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    has_output: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +124,7 @@ class Engine:
         self._num_admitted = 0
         self._closed: str | None = None  # why nothing is accepted any more
         # The stepping thread's own.
-        self._live: dict[int, _Live] = {}
+        self._receivers = Receivers()
         self._deadlines: list[tuple[float, int]] = []
         self._in_flight: _InFlight | None = None
         self._thread: threading.Thread | None = None
@@ -201,26 +191,9 @@ class Engine:
         """The state now. It is looked at a few times a second and not told after each step, which
         would take time from every token; in the middle of a step its numbers may be one step
         apart."""
-        scheduler, allocator = self.scheduler, self.scheduler.allocator
         if self._has_failed:
-            return EngineGauges(total_blocks=allocator.num_blocks)
-        running, waiting = list(scheduler.running), list(scheduler.waiting)
-        used = allocator.num_used
-        # Only the last block of a sequence is not full, and a sequence shares that for a step at
-        # most; so what sequences share is not counted twice.
-        num_blocks = sum(len(sequence.block_table) for sequence in running)
-        filled = sum(sequence.num_computed_tokens for sequence in running)
-        empty = max(num_blocks * scheduler.block_size - filled, 0)
-        oldest_s = min((s.waiting_since_s for s in waiting), default=None)
-        return EngineGauges(
-            num_running=len(running),
-            num_waiting=len(waiting),
-            used_blocks=used,
-            cached_blocks=allocator.num_cached,
-            total_blocks=allocator.num_blocks,
-            longest_wait_s=0.0 if oldest_s is None else time.monotonic() - oldest_s,
-            fragmentation_ratio=min(empty / (used * scheduler.block_size), 1.0) if used else 0.0,
-        )
+            return EngineGauges(total_blocks=self.scheduler.allocator.num_blocks)
+        return EngineGauges.of(self.scheduler)
 
     @property
     def held_in_vain_s(self) -> float:
@@ -231,6 +204,11 @@ class Engine:
         """Brings the idle time up to date, which else is booked when it ends."""
         with self._changed:
             self.clock.pass_idle()
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether something that was accepted has not ended."""
+        return self._num_admitted > 0
 
     @property
     def is_alive(self) -> bool:
@@ -251,7 +229,7 @@ class Engine:
             self._changed.notify_all()
             if self._thread is not None:
                 self._changed.wait_for(lambda: self._num_admitted == 0, timeout_s)
-            for request_id in [*self._live, *(s.request_id for s, _ in self._inbox)]:
+            for request_id in [*self._receivers, *(s.request_id for s, _ in self._inbox)]:
                 self._cancelled[request_id, None] = FinishReason.ERROR
             self._changed.notify_all()
         if self._thread is None:
@@ -406,7 +384,7 @@ class Engine:
 
     def _hand_out(self, outputs: Iterable[StepOutput | None], sampled: SampledTokens) -> None:
         for prompt in sampled.prompts:
-            self._keep_prompt_logprobs(prompt)
+            self._receivers.keep_prompt_logprobs(prompt)
         for output, logprobs, fault in zip(outputs, sampled.logprobs, sampled.faults, strict=True):
             if output is None:  # it has ended meanwhile
                 continue
@@ -454,7 +432,7 @@ class Engine:
                 self.clock.begin_idle()
                 self._changed.wait_for(self._is_wanted)
                 self.clock.end_idle()
-            is_busy = self._inbox or self._live or self._in_flight is not None
+            is_busy = self._inbox or self._receivers or self._in_flight is not None
             return bool(is_busy or self._closed is None)
 
     def _is_wanted(self) -> bool:
@@ -478,7 +456,7 @@ class Engine:
             arrived, self._inbox = self._inbox, deque()
             cancelled, self._cancelled = self._cancelled, {}
             # Under the lock: `stop` finds each request in the inbox or here.
-            self._live.update({s.request_id: _live(s, sink) for s, sink in arrived})
+            self._receivers.add(arrived)
         for sequence, _ in arrived:
             self.scheduler.add(sequence)
             self.ledger.open(sequence.account, sequence.params.tenant or "")
@@ -497,8 +475,7 @@ class Engine:
         index: int | None = None,
     ) -> None:
         """Ends what has not ended yet of a request, or its sequence `index` alone."""
-        live = self._live.get(request_id)
-        for sequence in list(live.sequences.values()) if live else ():
+        for sequence in self._receivers.sequences(request_id):
             if index in (None, sequence.index):
                 self._end(sequence, reason, error)
 
@@ -516,39 +493,21 @@ class Engine:
         reason: FinishReason | None,
         error: str | None = None,
     ) -> None:
-        live = self._live[sequence.request_id]
-        prompt = None
-        if token_id is not None and not live.has_output:
-            live.has_output = True
-            wanted = sequence.params.prompt_logprobs is not None
-            prompt = PromptOutput(
-                sequence.num_cached_tokens,
-                live.prompt_logprobs if wanted else None,
-                sequence.account,
-            )
         if reason is not None:
             self.ledger.settle()
-            del live.sequences[sequence.index]
-            if not live.sequences:
-                del self._live[sequence.request_id]
+            if self._receivers.ends_with(sequence):
                 with self._changed:
                     self._num_admitted -= 1
                     self._changed.notify_all()
-        live.sink(TokenOutput(token_id, logprobs, reason, error, sequence.index, prompt))
-
-    def _keep_prompt_logprobs(self, prompt: PromptLogprobs) -> None:
-        live = self._live.get(prompt.sequence.request_id)
-        if live is not None:  # or it has ended meanwhile
-            # Those of a chunk that is computed again take the place of the first ones.
-            live.prompt_logprobs[prompt.first - 1 :] = prompt.tokens
+        self._receivers.tell(sequence, token_id, logprobs, reason, error)
 
     def _fail(self, why: str) -> None:
         """The loop is over: every request gets its end, new ones are refused."""
         with self._changed:
             self._closed = why
-            self._live.update({s.request_id: _live(s, sink) for s, sink in self._inbox})
+            self._receivers.add(self._inbox)
             self._inbox.clear()
-        for sequence in [s for live in self._live.values() for s in live.sequences.values()]:
+        for sequence in self._receivers.all_sequences():
             try:
                 self._emit(sequence, None, None, FinishReason.ERROR, why)
             except Exception:  # a sink's fault must not cost the others their end
@@ -574,10 +533,6 @@ class Engine:
         self.stats.steps += 1
         self.stats.busy_s[phase] += elapsed_s
         self.stats.generation_tokens += num_outputs
-
-
-def _live(sequence: Sequence, sink: Sink) -> _Live:
-    return _Live(sink, {each.index: each for each in (sequence, *sequence.forks)})
 
 
 def _ledger(runner: ModelRunner, window: int | None, labels: TenantLabels) -> Ledger:

@@ -52,20 +52,6 @@ class EngineStats:
     queue_time_s: Histogram = field(default_factory=Histogram)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineGauges:
-    """The state at one moment."""
-
-    num_running: int = 0
-    num_waiting: int = 0
-    used_blocks: int = 0
-    cached_blocks: int = 0  # free, with a content that may be found again
-    total_blocks: int = 0
-    longest_wait_s: float = 0.0  # of the waiting, since arrival or preemption
-    # Share of the slots of used blocks that hold no token.
-    fragmentation_ratio: float = 0.0
-
-
 class RequestStats:
     """What requests met on their way out, seen from the server's side. Any thread may write.
 

@@ -138,7 +138,7 @@ class Profile:
         self.submit(self.options.prompt, 1)
         # Until the tokens of all have come back.
         recorded, self.prefill_steps = recorded_on_device(
-            self.engine, self._network, lambda: bool(self.engine._live or self.engine._inbox)
+            self.engine, self._network, lambda: self.engine.has_requests
         )
         self.prefill_found = device_times(recorded, plain, 1)
 
