@@ -25,7 +25,10 @@ from octavo.stats import (
     LATENCY_BUCKETS_S,
     Histogram,
     RequestStats,
+    SLOName,
 )
+
+GOOD: dict[SLOName, bool] = {"ttft": True, "tpot": True}
 
 
 def test_histogram_counts_up_to_and_with_each_bound() -> None:
@@ -64,23 +67,27 @@ def test_request_stats() -> None:
     stats.observe_output(0.4, is_first=True)
     stats.observe_output(0.02, is_first=False)
     stats.observe_output(0.03, is_first=False)
-    stats.observe_finish("stop", "", 10, 3, 0.45, 0.025, is_good=True)
-    stats.observe_finish("length", "acme", 20, 1, 0.1, None, is_good=True)
-    stats.observe_finish("stop", "acme", 30, 4, 9.0, 3.0, is_good=False)
-    assert stats.tenants == {"": (10, 3), "acme": (50, 5)}
-    assert dict(stats.finished) == {"stop": 2, "length": 1}
+    stats.observe_finish("stop", "", 10, 3, 0.45, 0.025, GOOD)
+    stats.observe_finish("length", "acme", 20, 1, 0.1, None, {"ttft": True})
+    stats.observe_finish("stop", "acme", 30, 4, 9.0, 3.0, {"ttft": True, "tpot": False})
+    stats.observe_finish("error", "", 5, 2, 0.1, 0.01, None)
+    assert stats.tenants == {"": (15, 5), "acme": (50, 5)}
+    assert dict(stats.finished) == {"stop": 2, "length": 1, "error": 1}
+    assert stats.slo_requests == {
+        ("ttft", True): 3, ("ttft", False): 0, ("tpot", True): 1, ("tpot", False): 1,
+    }  # fmt: skip
     assert (stats.invalid, stats.good_requests, stats.good_tokens) == (1, 2, 4)
     counts = [h.count for h in (stats.ttft_s, stats.itl_s, stats.tpot_s, stats.e2e_s)]
-    assert counts == [1, 2, 2, 3]
+    assert counts == [1, 2, 3, 4]
     assert stats.itl_s.sum == pytest.approx(0.05)
-    assert stats.e2e_s.sum == pytest.approx(9.55)
+    assert stats.e2e_s.sum == pytest.approx(9.65)
 
 
 def test_request_stats_name_a_bounded_number_of_tenants() -> None:
     stats = RequestStats()
     for number in range(MAX_TENANTS + 5):
-        stats.observe_finish("stop", f"t{number}", 1, 2, 1.0, 0.1, is_good=True)
-    stats.observe_finish("stop", "t0", 1, 2, 1.0, 0.1, is_good=True)
+        stats.observe_finish("stop", f"t{number}", 1, 2, 1.0, 0.1, GOOD)
+    stats.observe_finish("stop", "t0", 1, 2, 1.0, 0.1, GOOD)
     assert len(stats.tenants) == MAX_TENANTS + 1
     assert stats.tenants["t0"] == (2, 4)
     assert stats.tenants[OTHER_TENANTS] == (5, 10)
@@ -93,7 +100,7 @@ def test_request_stats_lose_nothing_between_threads() -> None:
         for _ in range(2000):
             stats.count_invalid()
             stats.observe_output(0.01, is_first=False)
-            stats.observe_finish("stop", "", 1, 2, 1.0, 0.1, is_good=True)
+            stats.observe_finish("stop", "", 1, 2, 1.0, 0.1, GOOD)
 
     writers = [threading.Thread(target=write) for _ in range(4)]
     for writer in writers:

@@ -79,6 +79,7 @@ class Engine:
         self.config = config
         self.runner = _load_runner(config)
         self.quality = admit(config, self.runner)
+        self.loaded_at_s = time.time()
         self._changed = threading.Condition()
         self._has_arrived = False  # guarded by _changed: blocks from a tier
         # What a block's bytes mean: only where they outlive the engine or leave it.

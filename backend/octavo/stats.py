@@ -3,6 +3,7 @@
 import threading
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,8 @@ LATENCY_BUCKETS_S = (
 
 Phase = Literal["prefill", "decode", "mixed"]  # what a step computed
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "mixed")
+SLOName = Literal["ttft", "tpot"]
+SLOS: tuple[SLOName, ...] = ("ttft", "tpot")
 
 
 class Histogram:
@@ -66,6 +69,8 @@ class RequestStats:
         self.finished: Counter[str] = Counter()  # by finish reason
         self.tenants: dict[str, tuple[int, int]] = {}  # prompt and output tokens; "" names nobody
         self.invalid = 0
+        # (SLO, met) of the requests that ended without an error.
+        self.slo_requests = {(slo, met): 0 for slo in SLOS for met in (True, False)}
         self.good_requests = 0
         self.good_tokens = 0
         self.ttft_s = Histogram()
@@ -89,9 +94,10 @@ class RequestStats:
         num_tokens: int,
         e2e_s: float,
         tpot_s: float | None,
-        *,
-        is_good: bool,
+        met: Mapping[SLOName, bool] | None,
     ) -> None:
+        """met: each SLO that applies to it and whether the request met it; None for an error, which
+        is never good."""
         with self._lock:
             self.finished[reason] += 1
             tenant = self._labels.of(tenant)
@@ -100,6 +106,10 @@ class RequestStats:
             self.e2e_s.observe(e2e_s)
             if tpot_s is not None:
                 self.tpot_s.observe(tpot_s)
-            if is_good:
+            if met is None:
+                return
+            for slo, is_met in met.items():
+                self.slo_requests[slo, is_met] += 1
+            if all(met.values()):
                 self.good_requests += 1
                 self.good_tokens += num_tokens

@@ -1,6 +1,7 @@
 """What the metrics say after requests whose every token is known."""
 
 import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from operator import attrgetter
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import triton_python_backend_utils as pb_utils
 
+from octavo import __version__
 from octavo.serving.metric_table import METRICS
 from octavo.serving.metrics import collect
 from octavo.stats import LATENCY_BUCKETS_S
@@ -201,16 +203,21 @@ def test_metrics_of_all_names_and_labels_are_there_from_the_start(
 
 
 @pytest.mark.parametrize(
-    ("slo", "good_requests", "good_tokens"),
+    ("slo", "good_requests", "good_tokens", "missed"),
     [
-        ({}, 2, 1 + 20),
-        ({"slo.ttft_s": 1e-9}, 0, 0),
+        ({}, 2, 1 + 20, {"ttft": 0, "tpot": 0}),
+        ({"slo.ttft_s": 1e-9}, 0, 0, {"ttft": 2, "tpot": 0}),
         # One token has no time per output token to miss.
-        ({"slo.tpot_s": 1e-9}, 1, 1),
+        ({"slo.tpot_s": 1e-9}, 1, 1, {"ttft": 0, "tpot": 1}),
     ],
 )
 def test_metrics_count_requests_that_meet_the_slo(
-    serve: Serve, scripted_folder: Path, slo: dict[str, float], good_requests: int, good_tokens: int
+    serve: Serve,
+    scripted_folder: Path,
+    slo: dict[str, float],
+    good_requests: int,
+    good_tokens: int,
+    missed: dict[str, int],
 ) -> None:
     served = serve(scripted_folder, **{**EASY_SLO, **slo})
     for max_tokens in (1, 20):
@@ -220,6 +227,19 @@ def test_metrics_count_requests_that_meet_the_slo(
     assert value("octavo_good_requests_total") == good_requests
     assert value("octavo_good_tokens_total") == good_tokens
     assert value("octavo_requests_total", finish_reason="length") == 2
+    of_two_tokens = {"ttft": 2, "tpot": 1}
+    for name, count in missed.items():
+        met = value("octavo_slo_requests_total", slo=name, outcome="met")
+        assert value("octavo_slo_requests_total", slo=name, outcome="missed") == count
+        assert met == of_two_tokens[name] - count
+
+
+def test_metrics_say_what_runs_and_since_when(serve: Serve, scripted_folder: Path) -> None:
+    before_s = time.time()
+    served = serve(scripted_folder)
+    assert before_s <= value("octavo_engine_start_timestamp_seconds") <= time.time()
+    what = {"engine_version": __version__, "checkpoint": scripted_folder.name}
+    assert value("octavo_engine_info", **what, device=served.engine.runner.device.type) == 1
 
 
 def test_metrics_count_preemptions(serve: Serve, random_folder: Path) -> None:

@@ -28,6 +28,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "octavo_invalid_requests_total", "counter", "Requests answered with an argument error"
     ),
+    Metric(
+        "octavo_slo_requests_total", "counter",
+        "Requests that ended without an error, by SLO (ttft; tpot, of two tokens or more) and "
+        "outcome: met or missed",
+        ("slo", "outcome"),
+    ),
     Metric("octavo_good_requests_total", "counter", "Requests that met every SLO"),
     Metric(
         "octavo_good_tokens_total", "counter", "Output tokens of requests that met every SLO"
@@ -214,6 +220,14 @@ METRICS: tuple[Metric, ...] = (
         "Lines that the request log could not take: the disk is slow, full or gone",
     ),
     Metric("octavo_engine_up", "gauge", "1 while the decode loop accepts requests, else 0"),
+    Metric(
+        "octavo_engine_info", "gauge", "1, for what runs: Octavo's version, the checkpoint's folder",
+        ("engine_version", "checkpoint", "device"),
+    ),
+    Metric(
+        "octavo_engine_start_timestamp_seconds", "gauge",
+        "When the engine had loaded its model, Unix time",
+    ),
     Metric(
         "octavo_quality_gate", "gauge",
         "1, for what is served and how it came past the quality gate: pass, warn (no evidence that "

@@ -12,6 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from octavo import __version__
 from octavo.engine import Engine
 from octavo.serving.billing import Billing
 from octavo.serving.cost_metrics import collect_cost
@@ -38,6 +39,9 @@ def collect(engine: Engine, requests: RequestStats, billing: Billing) -> Iterato
         labels = {"tenant": tenant}
         yield "octavo_tenant_prompt_tokens_total", "counter", labels, prompt_tokens
         yield "octavo_tenant_generation_tokens_total", "counter", labels, generation_tokens
+    for (slo, met), count in requests.slo_requests.items():
+        labels = {"slo": slo, "outcome": "met" if met else "missed"}
+        yield "octavo_slo_requests_total", "counter", labels, count
     for name, total in (
         ("octavo_invalid_requests_total", requests.invalid),
         ("octavo_good_requests_total", requests.good_requests),
@@ -53,8 +57,10 @@ def collect(engine: Engine, requests: RequestStats, billing: Billing) -> Iterato
         ("octavo_num_requests_waiting", gauges.num_waiting),
         ("octavo_longest_wait_seconds", gauges.longest_wait_s),
         ("octavo_engine_up", float(engine.is_alive)),
+        ("octavo_engine_start_timestamp_seconds", engine.loaded_at_s),
     ):
         yield name, "gauge", {}, value
+    yield "octavo_engine_info", "gauge", _what_runs(engine), 1
     yield from collect_kv(engine)
     yield from collect_quality(engine.quality)
     yield from collect_cost(engine, requests, billing)
@@ -71,6 +77,14 @@ def collect(engine: Engine, requests: RequestStats, billing: Billing) -> Iterato
         ("octavo_e2e_request_latency_seconds", requests.e2e_s),
     ):
         yield from _histogram_samples(name, histogram)
+
+
+def _what_runs(engine: Engine) -> dict[str, str]:
+    return {
+        "engine_version": __version__,
+        "checkpoint": engine.config.model.name,
+        "device": engine.runner.device.type,
+    }
 
 
 def _histogram_samples(name: str, histogram: Histogram) -> Iterator[Sample]:

@@ -20,7 +20,7 @@ from octavo.serving.incoming import ErrorCode, Sender
 from octavo.serving.request import InferenceRequest
 from octavo.serving.request_log import Ended
 from octavo.serving.tokenizer import Tokenizer
-from octavo.stats import RequestStats
+from octavo.stats import RequestStats, SLOName
 
 log = logging.getLogger(__name__)
 
@@ -216,12 +216,12 @@ class Reply:
         num_tokens = [choice.num_tokens for choice in self._choices]
         longest = max(num_tokens)
         tpot_s = (e2e_s - ttft_s) / (longest - 1) if longest > 1 else None
-        is_good = (
-            not is_error and ttft_s <= self._slo.ttft_s and (tpot_s or 0.0) <= self._slo.tpot_s
-        )
+        met: dict[SLOName, bool] = {"ttft": ttft_s <= self._slo.ttft_s}
+        if tpot_s is not None:
+            met["tpot"] = tpot_s <= self._slo.tpot_s
         self._stats.observe_finish(
             reason.value, self.request.params.tenant or "", len(self.request.prompt_token_ids),
-            sum(num_tokens), e2e_s, tpot_s, is_good=is_good,
+            sum(num_tokens), e2e_s, tpot_s, None if is_error else met,
         )  # fmt: skip
         self._billing.log_request(
             Ended(
