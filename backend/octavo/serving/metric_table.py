@@ -221,7 +221,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("octavo_engine_up", "gauge", "1 while the decode loop accepts requests, else 0"),
     Metric(
-        "octavo_engine_info", "gauge", "1, for what runs: Octavo's version, the checkpoint's folder",
+        "octavo_engine_info", "gauge", "1, for what runs: Octavo's version, the folder's name",
         ("engine_version", "checkpoint", "device"),
     ),
     Metric(
