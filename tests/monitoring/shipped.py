@@ -41,19 +41,42 @@ def alerts() -> list[Expression]:
     return [Expression(rule["alert"], rule["expr"]) for rule in rules("alerts.yml", "alert")]
 
 
+def dashboards() -> dict[str, dict[str, Any]]:
+    """By the names of their files."""
+    return {
+        file.name: json.loads(file.read_text("utf-8")) for file in sorted(DASHBOARDS.glob("*.json"))
+    }
+
+
 def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for file in sorted(DASHBOARDS.glob("*.json")):
-        found += json.loads(file.read_text("utf-8"))["panels"]
-    return found
+    """Of all dashboards; one that is on two of them is here twice."""
+    return [panel for dashboard in dashboards().values() for panel in dashboard["panels"]]
 
 
 def panel_expressions() -> list[Expression]:
-    found = []
-    for panel in panels():
-        for query in panel.get("targets", []):
-            text = query["expr"]
-            for variable, value in _VARIABLES.items():
-                text = text.replace(variable, value)
-            found.append(Expression(f"{panel['id']} {panel['title']} {query['refId']}", text))
-    return found
+    return list(
+        {
+            (panel["id"], query["refId"]): Expression(
+                f"{panel['id']} {panel['title']} {query['refId']}", chosen_all(query["expr"])
+            )
+            for panel in panels()
+            for query in panel.get("targets", [])
+        }.values()
+    )
+
+
+def events() -> list[Expression]:
+    """What is marked on every panel."""
+    return list(
+        {
+            each["name"]: Expression(each["name"], chosen_all(each["target"]["expr"]))
+            for dashboard in dashboards().values()
+            for each in dashboard["annotations"]["list"]
+        }.values()
+    )
+
+
+def chosen_all(expr: str) -> str:
+    for variable, value in _VARIABLES.items():
+        expr = expr.replace(variable, value)
+    return expr
