@@ -195,7 +195,7 @@ COST = Dashboard(
                 about="What steps had to move, weights and keys and values, / output tokens.",
                 queries=(
                     Query(
-                        f"{rate('octavo_step_bytes_total', 'kind')} / ignoring(kind) group_left "
+                        f"{rate('octavo_step_bytes_total', 'kind')} / ignoring(kind) group_left() "
                         f"({rate('octavo_generation_tokens_total')} > 0)",
                         "{{kind}}",
                     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -19,6 +20,9 @@ from octavo.cli.ports import Ports
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "monitoring" / "prometheus"
+
+_UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+_DURATION = re.compile(r"(\[|\boffset |\bfor: |_interval: )(\d+)([smhdw])(\]|\b)")
 
 
 def binary(name: str) -> str:
@@ -49,14 +53,29 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(metrics_port: int, folder: Path) -> Iterator[Prometheus]:
-    """Runs the shipped configuration; only the address of the server is another."""
+def scraping(
+    metrics_port: int, folder: Path, *, hurry: int | None = None, past: str = ""
+) -> Iterator[Prometheus]:
+    """Runs the shipped configuration; only the address of the server is another.
+
+    hurry: durations in its files are shorter by that factor, and nothing else is
+    past: samples in OpenMetrics' format that it has already
+    """
     config, port = folder / "config", Ports.free().http
     shutil.copytree(SHIPPED, config)
     targets = config / "targets.yml"
     text = targets.read_text("utf-8")
     assert text.count("octavo:8002") == 1
     targets.write_text(text.replace("octavo:8002", f"127.0.0.1:{metrics_port}"), "utf-8")
+    if hurry is not None:
+        for file in ("prometheus.yml", "recording.yml", "alerts.yml"):
+            text = (config / file).read_text("utf-8")
+            (config / file).write_text(_hurried(text, hurry), "utf-8")
+    if past:
+        samples = folder / "past.txt"
+        samples.write_text(f"{past}# EOF\n", "utf-8")
+        backfill = [binary("promtool"), "tsdb", "create-blocks-from", "openmetrics"]
+        subprocess.run([*backfill, samples, folder / "data"], check=True, capture_output=True)
     command = [
         binary("prometheus"),
         f"--config.file={config / 'prometheus.yml'}",
@@ -72,6 +91,16 @@ def scraping(metrics_port: int, folder: Path) -> Iterator[Prometheus]:
     finally:
         process.kill()
         process.wait()
+
+
+def _hurried(text: str, factor: int) -> str:
+    """Ranges, offsets, `for` and intervals; names of recorded series keep theirs."""
+
+    def shorter(found: re.Match[str]) -> str:
+        before, number, unit, after = found.groups()
+        return f"{before}{int(number) * _UNIT_MS[unit] // factor}ms{after}"
+
+    return _DURATION.sub(shorter, text)
 
 
 def _wait_until_ready(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:

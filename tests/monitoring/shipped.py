@@ -38,7 +38,10 @@ def recorded() -> list[Expression]:
 
 
 def alerts() -> list[Expression]:
-    return [Expression(rule["alert"], rule["expr"]) for rule in rules("alerts.yml", "alert")]
+    return [
+        Expression(f"{rule['alert']} {rule['labels']['severity']}", rule["expr"])
+        for rule in rules("alerts.yml", "alert")
+    ]
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
