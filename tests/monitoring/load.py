@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from tests.e2e.target import Target, prompt_ids
 
 _WORKERS = 8
-_ANSWER_TOKENS = 60
+# What runs at once is admitted for its prompts, and grows to twice the KV memory of the server.
+_PROMPT_TOKENS, _ANSWER_TOKENS = 40, 120
 
 
 @contextmanager
@@ -21,10 +22,10 @@ def under_load(target: Target) -> Iterator[None]:
         number = 0
         while not stopping.is_set():
             number += 1
-            target.send(prompt_ids(100, seed), max_tokens=_ANSWER_TOKENS).wait()
+            target.send(prompt_ids(_PROMPT_TOKENS, seed), max_tokens=_ANSWER_TOKENS).wait()
             if number % 4 == 1:
                 target.send([], max_tokens=1).wait()  # invalid
-                leaving = target.send(prompt_ids(8, seed), max_tokens=4 * _ANSWER_TOKENS)
+                leaving = target.send(prompt_ids(8, seed), max_tokens=2 * _ANSWER_TOKENS)
                 leaving.wait_for_first()
                 leaving.cancel()
                 # Its level lets all others pass, so its time runs out in the queue.
