@@ -21,8 +21,11 @@ _HEIGHTS = {"stat": 4, "timeseries": 8}
 _LINKS = {
     "type": "dashboards",
     "title": "Octavo",
+    "icon": "dashboard",
+    "tooltip": "",
     "tags": ["octavo"],
     "asDropdown": False,
+    "targetBlank": False,
     "includeVars": True,
     "keepTime": True,
 }
