@@ -2,7 +2,9 @@
 tell."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -220,14 +222,20 @@ def test_sides_that_read_other_tokens_are_refused(text: Path, tmp_path: Path) ->
 
 
 def test_evidence_goes_nowhere_else(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--out"):
-        list(_run(text, str(tmp_path / "none")))
+        list(_run(text, str(tmp_path / "file" / "none")))
     (tmp_path / "quality.json").write_text("[]")
     with pytest.raises(ConfigError, match="move it away"):
         list(_run(text, str(tmp_path)))
 
 
-def _run(text: Path, out: str) -> object:
+def test_a_new_folder_is_made(text: Path, tmp_path: Path) -> None:
+    next(iter(_run(text, str(tmp_path / "new" / "one"))))
+    assert (tmp_path / "new" / "one").is_dir()
+
+
+def _run(text: Path, out: str) -> Iterator[dict[str, Any]]:
     from octavo.quality.gate import run
     from octavo.quality.options import GateOptions
 
