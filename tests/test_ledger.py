@@ -1,6 +1,5 @@
 """The engine's bill: parts that are measured one by one meet the wall clock, on real engines."""
 
-import statistics
 import time
 from pathlib import Path
 
@@ -170,7 +169,6 @@ def test_cached_tokens_save_what_prefill_takes_less_what_keeping_takes(toy_folde
     assert 0.2 * share <= account.held_s <= kept_s * share
     blue = engine.ledger.tenants["blue"]
     assert (blue.saved_s, blue.held_s) == (account.saved_s, account.held_s)
-    assert account.prefill_s < statistics.mean([account_of(first).prefill_s, account.saved_s * 2])
 
 
 def test_blocks_that_nobody_found_again_were_held_in_vain(toy_folder: Path) -> None:

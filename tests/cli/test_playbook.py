@@ -93,8 +93,10 @@ def test_stopped_and_gone_on_with(folder: Path, tmp_path: Path) -> None:
     arguments = [str(OCTAVO), "playbook", str(folder), "--out", str(tmp_path), *SMALL]
     kept = tmp_path / "measured.jsonl"
     running = subprocess.Popen(
-        arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        arguments, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that starts a job in the background leaves it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline_s = time.monotonic() + 120
     while running.poll() is None and time.monotonic() < deadline_s:
         if kept.exists() and '"sample-' in kept.read_text(encoding="utf-8"):

@@ -179,7 +179,8 @@ def test_one_frame_of_a_server_under_load(loaded: Target) -> None:
     assert "of 4 running" in lines["requests"]
     assert re.search(r"\$3.2 per hour", lines["cost"])
     assert re.search(r"team-[01] \d+ %, team-[01] \d+ %", lines["tenants"])
-    assert lines["limit"].startswith("KV memory ("), lines
+    # Which one depends on the moment of the second look; tests/planner/test_live.py has the rules.
+    assert re.match(r"KV memory \(|memory bandwidth, for |compute, for |places \(", lines["limit"])
 
 
 @pytest.mark.e2e
