@@ -44,13 +44,13 @@ loadtest: $(LOADTEST) ## a minute of load on a server of its own (or URL=...), t
 	  $(if $(DURATION),--run-time $(DURATION)) $(if $(TRANSPORT),--transport $(TRANSPORT)) \
 	  $(LOADTEST_ARGS)
 
-# What only computes shares out the cores; what starts servers or has bounds of time runs alone.
-COMPUTING := $(addprefix tests/,equivalence execution kernels models planner quality \
-  quantization scheduling)
+# What needs no server and no bounds of time shares out the cores; the rest runs alone.
+TOGETHER := $(addprefix tests/,container equivalence execution kernels models planner playbook \
+  quality quantization scheduling serving)
 define pytest
 status=0; \
-$(BIN)/pytest -n auto --dist loadfile $(1) $(PYTEST_ARGS) $(COMPUTING) || status=$$?; \
-$(BIN)/pytest $(1) $(PYTEST_ARGS) $(addprefix --ignore=,$(COMPUTING)) || status=$$?; \
+$(BIN)/pytest -n auto --dist loadfile $(1) $(PYTEST_ARGS) $(TOGETHER) || status=$$?; \
+$(BIN)/pytest $(1) $(PYTEST_ARGS) $(addprefix --ignore=,$(TOGETHER)) || status=$$?; \
 exit $$status
 endef
 
