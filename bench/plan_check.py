@@ -49,6 +49,7 @@ from octavo.planner.fitting import (
 from octavo.planner.latency import Efficiency, Loaded, decode_step_s, prefill_s
 from octavo.planner.model import ModelSizes, format_of, kv_layout, kv_token_bytes, weight_bytes
 from octavo.planner.roofline import mean_decode_context_tokens
+from octavo.planner.setup import usual_batched_tokens
 from octavo.sampling_params import parse
 
 USD_PER_HOUR = 1.0
@@ -192,9 +193,16 @@ def compared(each: Point, efficiency: Efficiency) -> dict[str, Any]:
     }
 
 
+def output_tokens(batch: int, context: int, least: int) -> int:
+    """So many that all requests decode together for half of the time: prompts are computed a
+    chunk a step, and the first ones must not have ended when the last one is through."""
+    steps = -(-batch * context // usual_batched_tokens("cpu"))
+    return max(least, 2 * steps)
+
+
 def measured(folder: Path, arguments: argparse.Namespace, console: Console) -> list[Point]:
     names = [
-        f"p{context}-g{arguments.output}-c{batch}"
+        f"p{context}-g{output_tokens(batch, context, arguments.output)}-c{batch}"
         for context in arguments.contexts
         for batch in arguments.batches
     ]
@@ -225,7 +233,7 @@ def main() -> None:
     parser.add_argument("predict", type=Path, nargs="*", help="folders that are predicted")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024])
-    parser.add_argument("--output", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--output", type=int, default=64, help="tokens of an answer, at least")
     parser.add_argument("--runs", type=int, default=3, help="of each point; medians count")
     parser.add_argument("--weights", default="auto", help="weight_format")
     parser.add_argument("--kernels", default="auto")
