@@ -15,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from octavo.cli.app import app
+from octavo.cli.plan_options import DEFAULT_TPOT_S, DEFAULT_TTFT_S
+from octavo.config import SLO
 
 ROOT = Path(__file__).parents[2]
 LOG_LINE = {
@@ -262,3 +264,7 @@ def test_an_empty_log_is_refused(tmp_path: Path) -> None:
 def test_help_teaches_with_an_example() -> None:
     for arguments in (["--help"], ["model", "--help"], ["contracts", "--help"]):
         assert "Try: octavo plan" in octavo(*arguments)
+
+
+def test_the_slo_is_the_servers() -> None:
+    assert (SLO().ttft_s, SLO().tpot_s) == (DEFAULT_TTFT_S, DEFAULT_TPOT_S)

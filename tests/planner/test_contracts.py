@@ -18,7 +18,7 @@ from octavo.planner import comparison, contracts, simulation, traffic
 from octavo.planner.capacity import Request
 from octavo.planner.contracts import EngineTime, OnPremise, Spot, Terms, TokenTerms
 from octavo.planner.traffic import LoggedRequest, Traffic, Volume
-from octavo.serving.request_log import Ended, RequestLog
+from octavo.serving.request_log import RequestLog
 
 # A machine is one engine that is planned for all of its time and does 3,600 output tokens an hour.
 SPOT = Spot(2.0, 0.1, availability_ratio=0.8, drain_s=120, reload_s=360, lost_s=240)
@@ -216,7 +216,7 @@ def test_what_the_server_writes_is_read(tmp_path: Path) -> None:
     log = RequestLog(path, 2**20)
     late = replace(LOGGED, finish_reason="deadline", ttft_s=None, tenant="b")
     for each in (LOGGED, late):
-        log.add(Ended(**asdict(each)))
+        log.add(each)
     log.close()
     assert traffic.read_log(path) == [LOGGED, late]
     total = traffic.recorded([LOGGED, late]).total

@@ -10,8 +10,9 @@ import pytest
 import triton_python_backend_utils as pb_utils
 
 from octavo.errors import OctavoError
+from octavo.planner.traffic import LoggedRequest
 from octavo.serving import wire
-from octavo.serving.request_log import Ended, RequestLog
+from octavo.serving.request_log import RequestLog
 from tests.serving.harness import (
     GREEDY,
     Request,
@@ -149,7 +150,7 @@ def test_the_request_log_has_a_line_for_each_request(
     assert late.error is not None
     served.finalize()
     lines = read_log(path)
-    assert [tuple(line) for line in lines] == 3 * [tuple(Ended.__dataclass_fields__)]
+    assert [tuple(line) for line in lines] == 3 * [tuple(LoggedRequest.__dataclass_fields__)]
     num_prompt = len(served.tokenizer.encode("secret"))
     first, second, third = lines
     assert (first["tenant"], second["tenant"]) == ("blue", "")
@@ -166,7 +167,7 @@ def test_the_request_log_goes_on_where_it_ended(tmp_path: Path) -> None:
     path = tmp_path / "log"
     for number in range(2):
         log = RequestLog(path, 2**20)
-        log.add(Ended(float(number), "", 1, 0, 1, "stop", None, 0.5))
+        log.add(LoggedRequest(float(number), "", 1, 0, 1, "stop", None, 0.5))
         log.close()
     assert [line["arrival_s"] for line in read_log(path)] == [0.0, 1.0]
 
@@ -175,7 +176,7 @@ def test_the_request_log_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = RequestLog(path, 1000)
     for number in range(100):
-        log.add(Ended(float(number), "", 1, 0, 1, "stop", None, 0.5))
+        log.add(LoggedRequest(float(number), "", 1, 0, 1, "stop", None, 0.5))
         time.sleep(0.001)
     log.close()
     before = tmp_path / "log.1"
@@ -188,9 +189,9 @@ def test_the_request_log_is_bounded(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_loses_lines_and_nothing_else(tmp_path: Path) -> None:
     log = RequestLog(Path("/dev/full"), 2**20)
-    log.add(Ended(0.0, "", 1, 0, 1, "stop", None, 0.5))
+    log.add(LoggedRequest(0.0, "", 1, 0, 1, "stop", None, 0.5))
     wait_until(lambda: log.dropped > 0)
-    log.add(Ended(1.0, "", 1, 0, 1, "stop", None, 0.5))
+    log.add(LoggedRequest(1.0, "", 1, 0, 1, "stop", None, 0.5))
     wait_until(lambda: log.dropped > 1)
     log.close()
 

@@ -9,6 +9,16 @@ import typer
 from typer.core import TyperGroup
 
 from octavo.cli import plan_contracts_app
+from octavo.cli.plan_options import (
+    DEFAULT_TPOT_S,
+    DEFAULT_TTFT_S,
+    KV,
+    TPOT,
+    TTFT,
+    MaxBatchedTokens,
+    MaxNumSeqs,
+    Weights,
+)
 
 _WORKLOAD, _ENGINE, _MACHINE, _OUTPUT = "Workload", "Engine", "Machine and price", "Output"
 
@@ -122,42 +132,16 @@ def model(
             rich_help_panel=_WORKLOAD,
         ),
     ] = 0.7,
-    ttft: Annotated[
-        float, typer.Option(help="SLO: seconds to the first token.", rich_help_panel=_WORKLOAD)
-    ] = 2.0,
-    tpot: Annotated[
-        float, typer.Option(help="SLO: seconds for each further one.", rich_help_panel=_WORKLOAD)
-    ] = 0.1,
+    ttft: TTFT = DEFAULT_TTFT_S,
+    tpot: TPOT = DEFAULT_TPOT_S,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"],
         typer.Option(help="What it is computed in.", rich_help_panel=_ENGINE),
     ] = "auto",
-    weights: Annotated[
-        Literal["auto", "int8", "int4", "w8a8", "w4a8"],
-        typer.Option(help="Format of the weights.", rich_help_panel=_ENGINE),
-    ] = "auto",
-    kv: Annotated[
-        Literal["auto", "int8", "fp8"],
-        typer.Option(help="Format of keys and values.", rich_help_panel=_ENGINE),
-    ] = "auto",
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option(
-            help="Requests decoded at once.",
-            min=1,
-            show_default="256 on a GPU, 32 on a CPU",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    max_batched_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of a step.",
-            min=1,
-            show_default="8,192 on a GPU, 256 on a CPU",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
+    weights: Weights = "auto",
+    kv: KV = "auto",
+    max_num_seqs: MaxNumSeqs = None,
+    max_batched_tokens: MaxBatchedTokens = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(help="Longest context.", show_default="the model's", rich_help_panel=_ENGINE),

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from octavo.cli.plan_options import (
+    DEFAULT_TPOT_S,
+    DEFAULT_TTFT_S,
+    KV,
+    TPOT,
+    TTFT,
+    MaxBatchedTokens,
+    MaxNumSeqs,
+    Weights,
+)
 
 _TRAFFIC, _ENGINE = "Traffic", "Engine"
 _RENT, _OWN, _OUTPUT = "Prices of what is rented", "Own machines", "Output"
@@ -73,38 +84,12 @@ def _contracts(
     months: Annotated[
         int, typer.Option(help="Forecast: months of the comparison.", rich_help_panel=_TRAFFIC)
     ] = 1,
-    ttft: Annotated[
-        float, typer.Option(help="SLO: seconds to the first token.", rich_help_panel=_ENGINE)
-    ] = 2.0,
-    tpot: Annotated[
-        float, typer.Option(help="SLO: seconds for each further one.", rich_help_panel=_ENGINE)
-    ] = 0.1,
-    weights: Annotated[
-        Literal["auto", "int8", "int4", "w8a8", "w4a8"],
-        typer.Option(help="Format of the weights.", rich_help_panel=_ENGINE),
-    ] = "auto",
-    kv: Annotated[
-        Literal["auto", "int8", "fp8"],
-        typer.Option(help="Format of keys and values.", rich_help_panel=_ENGINE),
-    ] = "auto",
-    max_num_seqs: Annotated[
-        int | None,
-        typer.Option(
-            help="Requests decoded at once.",
-            min=1,
-            show_default="256 on a GPU, 32 on a CPU",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
-    max_batched_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of a step.",
-            min=1,
-            show_default="8,192 on a GPU, 256 on a CPU",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
+    ttft: TTFT = DEFAULT_TTFT_S,
+    tpot: TPOT = DEFAULT_TPOT_S,
+    weights: Weights = "auto",
+    kv: KV = "auto",
+    max_num_seqs: MaxNumSeqs = None,
+    max_batched_tokens: MaxBatchedTokens = None,
     load: Annotated[
         float,
         typer.Option(help="Share of an engine's capacity to plan for.", rich_help_panel=_ENGINE),

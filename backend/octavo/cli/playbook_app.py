@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from octavo.cli.plan_options import DEFAULT_TPOT_S, DEFAULT_TTFT_S
+
 _ENGINE = "Engine"
 _HELP = "\n\n".join(
     (
@@ -47,8 +49,12 @@ def playbook(
         float | None,
         typer.Option(metavar="USD", help="Of this machine. Without, cost is in its seconds."),
     ] = None,
-    slo_ttft_s: Annotated[float, typer.Option(help="Longest good time to the first token.")] = 2.0,
-    slo_tpot_s: Annotated[float, typer.Option(help="Longest good time per further token.")] = 0.1,
+    slo_ttft_s: Annotated[
+        float, typer.Option(help="Longest good time to the first token.")
+    ] = DEFAULT_TTFT_S,
+    slo_tpot_s: Annotated[
+        float, typer.Option(help="Longest good time per further token.")
+    ] = DEFAULT_TPOT_S,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of results and reports.", show_default="playbook-MODEL"),

@@ -26,6 +26,8 @@ _NUMBERS = ("arrival_s", "prompt_tokens", "cached_tokens", "output_tokens", "e2e
 
 @dataclass(frozen=True, slots=True)
 class LoggedRequest:
+    """A line of the log. arrival_s is Unix time; ttft_s is None if no text came."""
+
     arrival_s: float
     tenant: str
     prompt_tokens: int

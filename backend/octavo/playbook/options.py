@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.config import DEFAULT_MARGIN, LARGEST_MARGIN
+from octavo.config import DEFAULT_MARGIN, LARGEST_MARGIN, SLO
 from octavo.errors import ConfigError
 from octavo.playbook.workload import WORKLOADS
 
@@ -29,8 +29,8 @@ class Options:
     out: str
     workload: str = "chat"
     usd_per_hour: float | None = None
-    slo_ttft_s: float = 2.0
-    slo_tpot_s: float = 0.1
+    slo_ttft_s: float = SLO().ttft_s
+    slo_tpot_s: float = SLO().tpot_s
     margin: float = DEFAULT_MARGIN
     text: str | None = None
     calibration: str | None = None

@@ -6,7 +6,8 @@ from typing import Any
 from octavo.accounts import Account
 from octavo.config import EngineConfig
 from octavo.planner.cost import seconds_usd
-from octavo.serving.request_log import Ended, RequestLog
+from octavo.planner.traffic import LoggedRequest
+from octavo.serving.request_log import RequestLog
 
 
 class Billing:
@@ -54,7 +55,7 @@ class Billing:
             "price_as_of": None if self.as_of is None else self.as_of.isoformat(),
         }
 
-    def log_request(self, ended: Ended) -> None:
+    def log_request(self, ended: LoggedRequest) -> None:
         if self._log is not None:
             self._log.add(ended)
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from octavo.config import SLO
 from octavo.generation import PromptOutput, TokenOutput
+from octavo.planner.traffic import LoggedRequest
 from octavo.scheduling.sequence import FinishReason
 from octavo.serving import wire
 from octavo.serving.billing import Billing
 from octavo.serving.choice import Choice, Unsent, logprobs_entry
 from octavo.serving.incoming import ErrorCode, Sender
 from octavo.serving.request import InferenceRequest
-from octavo.serving.request_log import Ended
 from octavo.serving.tokenizer import Tokenizer
 from octavo.stats import RequestStats, SLOName
 
@@ -224,7 +224,7 @@ class Reply:
             sum(num_tokens), e2e_s, tpot_s, None if is_error else met,
         )  # fmt: skip
         self._billing.log_request(
-            Ended(
+            LoggedRequest(
                 arrival_s=time.time() - e2e_s,
                 tenant=self.request.params.tenant or "",
                 prompt_tokens=len(self.request.prompt_token_ids),

@@ -5,29 +5,16 @@ import json
 import logging
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Full, Queue
 
 from octavo.errors import ConfigError
+from octavo.planner.traffic import LoggedRequest
 
 log = logging.getLogger(__name__)
 
 _QUEUE_LINES = 10_000  # that wait for a slow disk; what comes beyond is dropped, and counted
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A line. arrival_s is Unix time; ttft_s is null if no text came."""
-
-    arrival_s: float
-    tenant: str
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    finish_reason: str
-    ttft_s: float | None
-    e2e_s: float
 
 
 class RequestLog:
@@ -41,7 +28,7 @@ class RequestLog:
         self._path = path
         self._max_bytes = max_bytes
         self._is_failing = False
-        self._lines: Queue[Ended | None] = Queue(_QUEUE_LINES)  # None ends the thread
+        self._lines: Queue[LoggedRequest | None] = Queue(_QUEUE_LINES)  # None ends the thread
         try:
             path.open("ab").close()
         except OSError as exc:
@@ -49,7 +36,7 @@ class RequestLog:
         self._thread = threading.Thread(target=self._run, name="octavo-request-log", daemon=True)
         self._thread.start()
 
-    def add(self, ended: Ended) -> None:
+    def add(self, ended: LoggedRequest) -> None:
         try:
             self._lines.put_nowait(ended)
         except Full:
@@ -74,7 +61,7 @@ class RequestLog:
                     log.error("request log %s: %s; lines are lost", self._path, exc)
                 self._is_failing = True
 
-    def _gathered(self) -> tuple[list[Ended], bool]:
+    def _gathered(self) -> tuple[list[LoggedRequest], bool]:
         """What is there, once there is something; false if it is the last."""
         lines = []
         ended = self._lines.get()
@@ -86,7 +73,7 @@ class RequestLog:
                 return lines, True
         return lines, False
 
-    def _write(self, lines: list[Ended]) -> None:
+    def _write(self, lines: list[LoggedRequest]) -> None:
         """All of them or none: half a line would spoil the next one."""
         data = "".join(json.dumps(asdict(line)) + "\n" for line in lines).encode()
         with self._path.open("ab", buffering=0) as file:
