@@ -9,9 +9,10 @@ import typer
 
 from octavo.cli import profile_app
 from octavo.cli.bench_app import bench_app
-from octavo.cli.gate_usage import GateCommand
+from octavo.cli.gate_app import add_gate
 from octavo.cli.plan_app import plan_app
 from octavo.cli.playbook_app import add_playbook
+from octavo.cli.quantize_app import add_quantize
 from octavo.cli.triton_flags import CONTAINER_VERSION
 
 app = typer.Typer(
@@ -22,50 +23,7 @@ app = typer.Typer(
     help="Octavo: an LLM engine inside NVIDIA Triton Inference Server, and its tools.",
 )
 
-app.add_typer(bench_app, name="bench")
-app.add_typer(plan_app, name="plan")
-app.command(help=profile_app.HELP, epilog=profile_app.EPILOG)(profile_app.profile)
-add_playbook(app)
-
-_ENGINE, _SERVER, _NETWORK, _CANDIDATE = "Engine", "Server", "Network", "Candidate"
-_QUANTIZE_HELP = "\n\n".join(
-    (
-        "Write a checkpoint with weights of 4 or 8 bits, as compressed-tensors packs them: octavo "
-        "serve, vLLM and transformers load it.",
-        "rtn rounds each weight to the nearest number and reads no text. gptq and awq read "
-        '--calibration, text of the kind that the model will see (.txt, or .jsonl with a "text" in '
-        "each line), and take about as long as running it through the model twice. gptq takes the "
-        "rounding of each column out of those behind it, as far as their inputs go together. awq "
-        "makes the weights of large inputs larger before they are rounded.",
-        "One layer after the other is read, quantized and written, so little memory is needed, and "
-        "nothing finished is lost: the same command goes on where it was interrupted.",
-        "The lm_head and the embedding stay as they are. Quality is not measured here.",
-        "Try: octavo quantize my-llama --format int4 --method gptq --calibration chats.jsonl "
-        "--out my-llama-int4",
-    )
-)
-
-_GATE_HELP = "\n\n".join(
-    (
-        "Is CANDIDATE as good as BASELINE on your text? Both read the same tokens with the "
-        "engine's own kernels and KV memory, and every token's loss is compared.",
-        "CANDIDATE is another checkpoint folder, or BASELINE's with --weights or --kv, rounded as "
-        "the engine would round it when it loads.",
-        "PASS: with 95 % confidence the perplexity is worse by no more than the margin, and a "
-        "screen for damage (KL divergence, top-1 agreement) is clean. FAIL: it is worse by more, "
-        "or damaged. INCONCLUSIVE: too little text to tell, and about how many documents more "
-        "would do. NO SIGNAL: the baseline cannot read this text itself.",
-        'The text should be of the kind that the model will see: .jsonl with a "text" in each '
-        "line, or .txt with form feeds (else blank lines) between documents. What counts is the "
-        "number of documents, at least 20 that have nothing to do with each other. KV formats "
-        "need documents as long as the contexts that they are for.",
-        "The evidence goes into quality.json beside the candidate's weights, with hashes of all "
-        "that was measured, and an HTML report beside it.",
-        "Try: octavo gate models/octavo-tiny models/octavo-tiny --kv int8 "
-        "--text models/octavo-tiny/heldout.jsonl --out /tmp",
-    )
-)
-
+_ENGINE, _SERVER, _NETWORK = "Engine", "Server", "Network"
 _TOP_HELP = "\n\n".join(
     (
         "Watch a running server: tokens per second, time to first token and per output token, who "
@@ -274,154 +232,12 @@ def top(
     raise typer.Exit(command.run(url, interval, once=once))
 
 
-@app.command(
-    help=_QUANTIZE_HELP,
-    epilog="Exit codes: 0 written, 1 not, 2 wrong usage, 130 Ctrl-C: finished layers are kept.",
-)
-def quantize(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, or id on the Hugging Face hub.")],
-    out: Annotated[Path, typer.Option(help="New folder; nothing is overwritten.")],
-    weights: Annotated[
-        Literal["int4", "int8"], typer.Option("--format", help="Bits of a weight.")
-    ] = "int4",
-    group_size: Annotated[
-        Literal["32", "64", "128"] | None,
-        typer.Option(
-            help="Weights of a row that share a scale.",
-            show_default="64 for int4, whole rows for int8",
-        ),
-    ] = None,
-    method: Annotated[
-        Literal["rtn", "gptq", "awq"], typer.Option(help="How weights are rounded.")
-    ] = "rtn",
-    calibration: Annotated[
-        Path | None, typer.Option(help="Text that gptq and awq read, .txt or .jsonl.")
-    ] = None,
-    calibration_tokens: Annotated[
-        int, typer.Option(help="Tokens that are read of it, at most.", min=1)
-    ] = 32_768,
-    window: Annotated[int, typer.Option(help="Tokens that are read in one piece.", min=1)] = 512,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-) -> None:
-    from octavo.cli import quantize as command
-    from octavo.quantization.job import QuantizeOptions
-
-    if (calibration is None) == (method != "rtn"):
-        verb = "needs" if calibration is None else "reads no text; leave out"
-        raise typer.BadParameter(f"--method {method} {verb} --calibration FILE")
-    default = 64 if weights == "int4" else None
-    options = QuantizeOptions(
-        model=model,
-        out=str(out),
-        bits=4 if weights == "int4" else 8,
-        group_size=default if group_size is None else int(group_size),
-        method=method,
-        calibration=None if calibration is None else str(calibration),
-        calibration_tokens=calibration_tokens,
-        window=window,
-        threads=threads,
-    )
-    raise typer.Exit(command.run(options))
-
-
-@app.command(
-    cls=GateCommand,
-    help=_GATE_HELP,
-    epilog="Exit codes: 0 pass, 1 fail, 2 inconclusive, 3 no signal, 4 not measured (wrong usage, "
-    "or something that cannot be read), 130 Ctrl-C.",
-)
-def gate(
-    baseline: Annotated[
-        str,
-        typer.Argument(
-            metavar="BASELINE", help="Checkpoint folder of 16 or 32 bits, or id on the hub."
-        ),
-    ],
-    candidate: Annotated[
-        str, typer.Argument(metavar="CANDIDATE", help="Checkpoint folder, or id on the hub.")
-    ],
-    text: Annotated[Path, typer.Option(help="What both read, .jsonl or .txt.")],
-    margin: Annotated[
-        float, typer.Option(help="Perplexity that may be lost, as a ratio, up to 0.02.")
-    ] = 0.01,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens that are read at once; longer documents are cut.",
-            show_default="the model's, as far as the longest document goes",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of quality.json and the report.", show_default="the candidate's"),
-    ] = None,
-    weights: Annotated[
-        Literal["auto", "int8", "int4", "w8a8", "w4a8"],
-        typer.Option(help="Of the candidate: weight_format.", rich_help_panel=_CANDIDATE),
-    ] = "auto",
-    group_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Of int4 and w4a8: weight_group_size.",
-            show_default="128",
-            rich_help_panel=_CANDIDATE,
-        ),
-    ] = None,
-    lm_head: Annotated[
-        Literal["auto", "bfloat16"],
-        typer.Option(help="lm_head_format.", rich_help_panel=_CANDIDATE),
-    ] = "auto",
-    kv: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"],
-        typer.Option(help="kv_cache_dtype.", rich_help_panel=_CANDIDATE),
-    ] = "auto",
-    kv_skip_layers: Annotated[
-        str,
-        typer.Option(
-            metavar="0,3",
-            help="Layers whose KV memory is not quantized.",
-            rich_help_panel=_CANDIDATE,
-        ),
-    ] = "",
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
-        typer.Option(help="Of the computation, both sides.", rich_help_panel=_ENGINE),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:0.", rich_help_panel=_ENGINE)
-    ] = "auto",
-    kernels: Annotated[
-        Literal["auto", "amx", "avx512", "avx2", "portable", "reference"],
-        typer.Option(help="The CPU's kernels.", rich_help_panel=_ENGINE),
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.", min=1, rich_help_panel=_ENGINE)
-    ] = None,
-) -> None:
-    from octavo.cli import gate as command
-    from octavo.quality.options import GateOptions
-
-    layers = [part.strip() for part in kv_skip_layers.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in layers):
-        raise typer.BadParameter(f"--kv-skip-layers = {kv_skip_layers}: layers such as 0,3")
-    options = GateOptions(
-        baseline=baseline,
-        candidate=candidate,
-        text=str(text),
-        margin=margin,
-        context=context,
-        out=None if out is None else str(out),
-        dtype=dtype,
-        weight_format=weights,
-        weight_group_size=group_size,
-        lm_head_format=lm_head,
-        kv_cache_dtype=kv,
-        kv_cache_skip_layers=tuple(map(int, layers)),
-        device=device,
-        kernels=kernels,
-        num_threads=threads,
-    )
-    raise typer.Exit(command.run(options))
+app.command(help=profile_app.HELP, epilog=profile_app.EPILOG)(profile_app.profile)
+add_quantize(app)
+add_gate(app)
+add_playbook(app)
+app.add_typer(plan_app, name="plan")
+app.add_typer(bench_app, name="bench")
 
 
 @app.command(
