@@ -45,8 +45,9 @@ loadtest: $(LOADTEST) ## a minute of load on a server of its own (or URL=...), t
 	  $(LOADTEST_ARGS)
 
 # What needs no server and no bounds of time shares out the cores; the rest runs alone.
-TOGETHER := $(addprefix tests/,container equivalence execution kernels models planner playbook \
-  quality quantization scheduling serving)
+TOGETHER := $(addprefix tests/,equivalence execution kernels models planner playbook quality \
+  quantization scheduling serving \
+  $(addprefix cli/test_,bench.py bench_speed.py gate.py plan.py playbook.py profile.py quantize.py))
 define pytest
 status=0; \
 $(BIN)/pytest -n auto --dist loadfile $(1) $(PYTEST_ARGS) $(TOGETHER) || status=$$?; \
