@@ -14,7 +14,6 @@ from octavo.models.sizes import model_sizes
 from octavo.planner.capacity import Request
 from octavo.planner.fitting import (
     DecodeSample,
-    Peaks,
     PrefillSample,
     fit_efficiency,
     predicted_step_s,
@@ -32,7 +31,7 @@ from octavo.planner.latency import (
 )
 from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Workload, evaluate
-from octavo.planner.roofline import DecoderShape
+from octavo.planner.roofline import DecoderShape, Peaks
 from octavo.planner.setup import Setup
 
 SHAPE = DecoderShape(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.playbook.facts import Identical, IdenticalSide, Machine, Peaks, Quality
+from octavo.planner.roofline import Peaks
+from octavo.playbook.facts import Identical, IdenticalSide, Machine, Quality
 from octavo.playbook.findings import Findings, find
 from octavo.playbook.options import Options, Settled
 from octavo.playbook.stages import Judged

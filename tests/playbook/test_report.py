@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from octavo.planner.roofline import Work
+from octavo.planner.roofline import Peaks, Work
 from octavo.playbook import report
-from octavo.playbook.facts import Peaks
 from octavo.playbook.roofline_plot import RooflinePoint, roofline_plot
 from octavo.playbook.verdict import sentence
 from tests.playbook.findings import MACHINE, RATES, SETTLED, findings

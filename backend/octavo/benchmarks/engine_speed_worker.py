@@ -18,7 +18,7 @@ import torch
 
 from octavo import __version__
 from octavo.benchmarks.engine_speed import Line, Options
-from octavo.benchmarks.peak_probe import PeakProbe, Peaks
+from octavo.benchmarks.peak_probe import PeakProbe
 from octavo.benchmarks.peaks import Kind
 from octavo.benchmarks.shapes import decoder_shape
 from octavo.benchmarks.step_times import StepTimes, timing_steps
@@ -33,6 +33,7 @@ from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.generation import GenerationRequest, TokenOutput
 from octavo.planner import roofline
+from octavo.planner.roofline import Peaks
 from octavo.sampling_params import parse
 from octavo.scheduling.sequence import FinishReason
 from octavo.worker import serve

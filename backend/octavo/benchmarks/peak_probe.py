@@ -11,26 +11,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from octavo.planner.roofline import Peaks
+
 if TYPE_CHECKING:
     from octavo.benchmarks.peaks import Kind
-
-
-@dataclass(frozen=True, slots=True)
-class Peaks:
-    read_bytes_per_s: float
-    flops_per_s: float
-
-    def better(self, other: Peaks) -> Peaks:
-        """The higher one of each."""
-        return Peaks(
-            max(self.read_bytes_per_s, other.read_bytes_per_s),
-            max(self.flops_per_s, other.flops_per_s),
-        )
 
 
 class PeakProbe:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from octavo.planner.latency import ASSUMED, Efficiency, Loaded, Speed, decode_step_s, prefill_s
+from octavo.planner.roofline import Peaks
 
 _FIRST_FACTOR, _LAST_FACTOR = 1.5, 1.001
 # Nothing is faster than the peak: a model that seems so was read from a cache.
@@ -19,17 +20,6 @@ _BOUNDS = {
     "step_overhead_s": (1e-6, 1.0),
 }
 _DECODE = ("kv_read_ratio", "decode_compute_ratio", "step_overhead_s")
-
-
-@dataclass(frozen=True, slots=True)
-class Peaks:
-    """Of the machine at the time of a sample: shared machines drift."""
-
-    read_bytes_per_s: float
-    flops_per_s: float
-
-    def speed(self, efficiency: Efficiency) -> Speed:
-        return Speed(self.read_bytes_per_s, self.flops_per_s, efficiency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +69,7 @@ def fit_efficiency(
 def predicted_step_s(sample: DecodeSample, efficiency: Efficiency) -> float:
     return decode_step_s(
         sample.loaded,
-        sample.peaks.speed(efficiency),
+        Speed.of(sample.peaks, efficiency),
         sample.sequences,
         sample.context_tokens,
     )
@@ -87,7 +77,7 @@ def predicted_step_s(sample: DecodeSample, efficiency: Efficiency) -> float:
 
 def predicted_ttft_s(sample: PrefillSample, efficiency: Efficiency) -> float:
     """Each of the prompt's chunks is a step with no decodes."""
-    speed = sample.peaks.speed(efficiency)
+    speed = Speed.of(sample.peaks, efficiency)
     chunks = -(-sample.prompt_tokens // sample.chunk_tokens)
     prompt_s = prefill_s(sample.loaded, speed, sample.prompt_tokens, 0, sample.chunk_tokens)
     return prompt_s + chunks * decode_step_s(sample.loaded, speed, 0, 0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from octavo.planner.capacity import Request
 from octavo.planner.model import ModelSizes
 from octavo.planner.roofline import (
+    Peaks,
     Work,
     attention_work,
     decode_step_work,
@@ -51,6 +52,10 @@ class Speed:
     read_bytes_per_s: float
     flops_per_s: float
     efficiency: Efficiency
+
+    @classmethod
+    def of(cls, peaks: Peaks, efficiency: Efficiency) -> Speed:
+        return cls(peaks.read_bytes_per_s, peaks.flops_per_s, efficiency)
 
 
 @dataclass(frozen=True, slots=True)

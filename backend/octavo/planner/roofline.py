@@ -17,6 +17,21 @@ Bound = Literal["memory", "compute"]
 
 
 @dataclass(frozen=True, slots=True)
+class Peaks:
+    """Of a machine, at the time it was measured: shared ones drift. FLOPs are of one format."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+
+    def better(self, other: Peaks) -> Peaks:
+        """The higher one of each."""
+        return Peaks(
+            max(self.read_bytes_per_s, other.read_bytes_per_s),
+            max(self.flops_per_s, other.flops_per_s),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderShape:
     """Sizes of a decoder-only network."""
 

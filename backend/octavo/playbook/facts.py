@@ -6,15 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.planner.roofline import Peaks
 from octavo.playbook.stages import Judged
-
-
-@dataclass(frozen=True, slots=True)
-class Peaks:
-    """Of the machine: streaming reads by the engine's threads, and products in the model's type."""
-
-    read_bytes_per_s: float
-    flops_per_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from octavo.benchmarks.peak_probe import PeakProbe
 from octavo.benchmarks.peaks import Kind
 from octavo.config import make_config
 from octavo.engine import Engine
-from octavo.playbook.facts import Identical, IdenticalSide, Peaks
+from octavo.planner.roofline import Peaks
+from octavo.playbook.facts import Identical, IdenticalSide
 from octavo.playbook.options import Settled
 from octavo.playbook.workload import WORKLOADS
 from octavo.worker import serve
@@ -31,8 +32,7 @@ def measure_peaks(settled: Settled, kernels: str) -> Peaks | None:
     config = make_config(model=settled.model)
     kind = cast(Kind, settled.dtype)
     with PeakProbe(settled.num_threads, kernels, config.kernel_cache, kind) as probe:
-        found = probe.measure()
-    return Peaks(found.read_bytes_per_s, found.flops_per_s)
+        return probe.measure()
 
 
 def measure_identical(settled: Settled) -> tuple[Identical, str]:

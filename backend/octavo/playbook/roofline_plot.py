@@ -9,8 +9,7 @@ from xml.sax.saxutils import escape
 
 from markupsafe import Markup
 
-from octavo.planner.roofline import Work
-from octavo.playbook.facts import Peaks
+from octavo.planner.roofline import Peaks, Work
 
 _WIDTH, _HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 26, 46
