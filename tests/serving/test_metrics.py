@@ -51,7 +51,7 @@ def test_metrics_tell_exactly_what_happened(serve: Serve, scripted_folder: Path)
         gate.let_through()
     gate.wait()
     cancelled.sender.cancelled = True
-    wait_until(lambda: bool(served.engine._cancelled))
+    wait_until(lambda: bool(served.engine._inbox.cancelled))
     gate.open()  # the step that is held goes through: 4 tokens
     cancelled.wait()
     served.finalize()
@@ -98,7 +98,7 @@ def test_metrics_return_to_zero_when_nothing_runs(serve: Serve, scripted_folder:
     assert value("octavo_kv_cache_usage_ratio") == 1 / total
     assert value("octavo_kv_fragmentation_ratio") == 1 - 3 / 4  # <s> A B in a block of 4
     cancelled.sender.cancelled = True
-    wait_until(lambda: bool(served.engine._cancelled))
+    wait_until(lambda: bool(served.engine._inbox.cancelled))
     gate.open()
     for each in (*asked, cancelled):
         each.wait()
@@ -122,7 +122,7 @@ def test_metrics_return_to_zero_after_the_last_one_is_cancelled(
     gate.let_through()
     gate.wait()
     asked.sender.cancelled = True
-    wait_until(lambda: bool(served.engine._cancelled))
+    wait_until(lambda: bool(served.engine._inbox.cancelled))
     gate.open()
     asked.wait()
     wait_until(lambda: served.engine.gauges.num_running == 0)

@@ -30,7 +30,7 @@ CHUNKED = {"max_num_seqs": 2, "max_num_batched_tokens": 8}
 def cancel(served: Served, asked: Request) -> None:
     """The client leaves; returns when the engine has been told."""
     asked.sender.cancelled = True
-    wait_until(lambda: bool(served.engine._cancelled))
+    wait_until(lambda: bool(served.engine._inbox.cancelled))
 
 
 def assert_ended_within_a_step(served: Served, asked: Request, gate: StepGate) -> None:

@@ -91,7 +91,7 @@ def test_server_admits_a_batch_larger_than_the_engine(serve: Serve, scripted_fol
 
     def watch(plan: StepPlan) -> SampledTokens:
         nonlocal most
-        most = max(most, served.engine._num_admitted)
+        most = max(most, served.engine._inbox.num_admitted)
         return run(plan)
 
     served.engine.runner.run = watch  # type: ignore[method-assign]
@@ -212,7 +212,7 @@ def test_server_ends_a_request_that_cannot_be_asked_for(
     lost.sender.on_is_cancelled = boom
     served.execute(lost, leaving)
     gate.wait()
-    wait_until(lambda: bool(served.engine._cancelled))
+    wait_until(lambda: bool(served.engine._inbox.cancelled))
     leaving.sender.cancelled = True  # the poller must have outlived the first one's fault
     gate.open()
     assert lost.wait().error == leaving.wait().error == ("CANCELLED", "Request was cancelled")

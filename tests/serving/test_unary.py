@@ -91,7 +91,7 @@ def test_unary_requests_run_side_by_side(served: Served, front: Front) -> None:
     pair = [request("A", sampling=GREEDY), request("B", sampling=GREEDY)]
     thread = threading.Thread(target=front.send, args=pair)
     thread.start()
-    wait_until(lambda: served.engine._num_admitted == 2)
+    wait_until(lambda: served.engine._inbox.num_admitted == 2)
     gate.open()
     thread.join()
     assert [each.wait().text for each in pair] == ["ABCDEFGHIJKLMNOPQ", "BCDEFGHIJKLMNOPQR"]
@@ -123,7 +123,7 @@ def test_unary_gives_blocks_back_when_the_client_leaves(served: Served, front: F
     gate.wait()
     assert served.num_used_blocks > 0
     asked.sender.cancelled = True
-    wait_until(lambda: bool(served.engine._cancelled))
+    wait_until(lambda: bool(served.engine._inbox.cancelled))
     gate.open()
     assert asked.error == ("CANCELLED", "Request was cancelled")
     wait_until(lambda: served.num_used_blocks == 0)
@@ -178,7 +178,7 @@ def test_unary_survives_the_engine_and_finds_the_next_one(
     )
     stopping = threading.Thread(target=first.finalize)
     stopping.start()
-    wait_until(lambda: bool(first.engine._cancelled))
+    wait_until(lambda: bool(first.engine._inbox.cancelled))
     gate.open()
     stopping.join(30)
     assert cut_off.error is not None and cut_off.error[0] in ("INTERNAL", "UNAVAILABLE")
