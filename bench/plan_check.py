@@ -4,10 +4,10 @@
     python bench/plan_check.py bench-150m bench-1b --out constants.json
 
 Each batch at each context is run on both models in turn, some rounds of it. Every second or so of
-work the machine's peaks are read again, so that a prediction is held against the machine that the
-steps ran on: others may use it too. The constants are fitted on the first model alone; then TPOT
-and cost of both are predicted and set beside what was measured, and the requests that fit into a
-pool are tried out on the engine.
+decoding the machine's peaks are read again, so that a prediction is held against the machine that
+the steps ran on: others may use it too. Steps between readings that differ by a tenth do not count.
+The constants are fitted on the first model alone; then TPOT and cost of both are predicted and set
+beside what was measured, and the requests that fit into a pool are tried out on the engine.
 
     TPOT    the median step between two readings that decodes all requests and nothing else
     cost    dollars per million output tokens of the whole run with its prompts, a dollar an hour
@@ -61,12 +61,15 @@ from octavo.planner.setup import usual_batched_tokens
 from octavo.sampling_params import parse
 
 USD_PER_HOUR = 1.0
-WINDOW_S = 1.0  # of work between two readings of the peaks, at least
+WINDOW_S = 1.0  # of steps between two readings of the peaks, at least
+MOST_CHANGE_RATIO = 0.1  # between them; beyond it nobody knows what the steps ran on
+WARM_UP = Request(64, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Steps between two readings of the peaks that decoded all requests and nothing else.
+    """Steps that decoded all requests and nothing else, between two readings of the peaks that
+    agree.
 
     context_tokens, step_s: medians
     read_bytes_per_s, flops_per_s: means of the two readings
@@ -157,38 +160,54 @@ class Model:
 
 
 class _Clock:
-    """Of one run. Reads the peaks before, after, and once there were steps for WINDOW_S."""
+    """Of one run. Reads the peaks before and after, and between once steps that decode all
+    sequences have taken WINDOW_S. The step right after a reading, which still has the reader's
+    threads beside it, is taken to last as long as the one that follows."""
 
     def __init__(self, probe: PeakProbe) -> None:
         self._probe = probe
         self._steps: list[tuple[float, float]] = []  # of this window: context, seconds
-        self._window_s = 0.0
+        self._is_stale = False  # the last reading was before other steps
+        self._has_read = False  # just now
+        self._num_steps = 1  # that the next one stands for
         self.total_s = 0.0
         self.readings = [probe.measure()]
         self.windows: list[Window] = []
 
     def add(self, step_s: float, context_tokens: float | None) -> None:
         """context_tokens: mean of the sequences if all of them and nothing else was computed"""
-        self.total_s += step_s
-        self._window_s += step_s
-        if context_tokens is not None:
+        if self._has_read:
+            self._has_read, self._num_steps = False, 2
+            return
+        self.total_s += self._num_steps * step_s
+        self._num_steps = 1
+        if context_tokens is None:
+            self._is_stale = True
+        elif self._is_stale:
+            self._read()
+            self._steps, self._is_stale = [], False
+        else:
             self._steps.append((context_tokens, step_s))
-        if self._window_s >= WINDOW_S:
-            self.close_window()
+            if sum(step_s for _, step_s in self._steps) >= WINDOW_S:
+                self.close_window()
+
+    def _read(self) -> None:
+        self.readings.append(self._probe.measure())
+        self._has_read = True
 
     def close_window(self) -> None:
-        self.readings.append(self._probe.measure())
-        if self._steps:
+        self._read()
+        before, after = self.readings[-2:]
+        speeds = sorted([before.read_bytes_per_s, after.read_bytes_per_s])
+        if self._steps and speeds[1] < (1 + MOST_CHANGE_RATIO) * speeds[0]:
             contexts, times = zip(*self._steps, strict=True)
-            around = self.readings[-2:]
             self.windows.append(
                 Window(
-                    median(contexts), median(times),
-                    mean(own.read_bytes_per_s for own in around),
-                    mean(own.flops_per_s for own in around),
+                    median(contexts), median(times), mean(speeds),
+                    mean([before.flops_per_s, after.flops_per_s]),
                 )
             )  # fmt: skip
-        self._steps, self._window_s = [], 0.0
+        self._steps = []
 
 
 class Subject:
@@ -221,6 +240,8 @@ class Subject:
         luck = random.Random(f"{batch}/{request}/{seed}")
         params = parse({"temperature": 0, "max_tokens": request.output_tokens, "ignore_eos": True})
         answered: list[TokenOutput] = []
+        # What was idle while the other model ran may sleep, or its memory be elsewhere.
+        engine.generate([[0] * WARM_UP.prompt_tokens], parse({"max_tokens": WARM_UP.output_tokens}))
         for _ in range(batch):
             prompt = [luck.randrange(engine.vocab_size) for _ in range(request.prompt_tokens)]
             engine.submit(GenerationRequest(prompt, params, answered.append))
@@ -261,21 +282,21 @@ def compared(own: list[Run], loaded: Loaded, efficiency: Efficiency) -> dict[str
     ratios = [step_s / each.step_s for step_s, each in zip(predicted_s, samples, strict=True)]
     totals_s = [each.predicted_total_s(loaded, efficiency) for each in own]
     total_ratios = [total_s / each.total_s for total_s, each in zip(totals_s, own, strict=True)]
-    one = own[0]
+    one, speeds = own[0], [each.peaks.read_bytes_per_s / 1e9 for each in samples]
     return {
         "model": one.model,
         "batch": one.batch,
         "prompt_tokens": one.prompt_tokens,
         "output_tokens": one.output_tokens,
-        "read_gb_per_s": [min(each.peaks.read_bytes_per_s for each in samples) / 1e9,
-                          max(each.peaks.read_bytes_per_s for each in samples) / 1e9],
-        "tpot_ms": 1e3 * median(each.step_s for each in samples),
-        "predicted_tpot_ms": 1e3 * median(predicted_s),
-        "tpot_off": median(ratios) - 1,
+        "windows": len(samples),
+        "read_gb_per_s": [min(speeds), max(speeds)] if samples else None,
+        "tpot_ms": 1e3 * median(each.step_s for each in samples) if samples else None,
+        "predicted_tpot_ms": 1e3 * median(predicted_s) if samples else None,
+        "tpot_off": median(ratios) - 1 if samples else None,
         "usd": one.usd_per_million(median(each.total_s for each in own)),
         "predicted_usd": one.usd_per_million(median(totals_s)),
         "usd_off": median(total_ratios) - 1,
-    }  # fmt: skip
+    }
 
 
 def judged(models: list[Model], runs: list[Run]) -> tuple[Efficiency, list[dict[str, Any]]]:
@@ -298,12 +319,16 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for index, heading in enumerate(headings):
         shown.add_column(heading, justify="right" if index else "left")
     for row in rows:
-        low, high = row["read_gb_per_s"]
+        tpot = ("–", "–", "–")
+        if row["windows"]:
+            tpot = (
+                f"{row['tpot_ms']:.2f}", f"{row['predicted_tpot_ms']:.2f}",
+                f"{row['tpot_off']:+.0%}",
+            )  # fmt: skip
         shown.add_row(
-            row["model"], str(row["batch"]), str(row["prompt_tokens"]),
-            f"{row['tpot_ms']:.2f}", f"{row['predicted_tpot_ms']:.2f}", f"{row['tpot_off']:+.0%}",
+            row["model"], str(row["batch"]), str(row["prompt_tokens"]), *tpot,
             f"{row['usd']:.3g}", f"{row['predicted_usd']:.3g}", f"{row['usd_off']:+.0%}",
-            f"{low:.0f} to {high:.0f}",
+            " to ".join(f"{speed:.0f}" for speed in row["read_gb_per_s"] or ()),
         )  # fmt: skip
     return shown
 
@@ -353,8 +378,6 @@ def measured(folders: list[Path], arguments: argparse.Namespace) -> Iterator[Run
     ]
     subjects = [Subject(folder, points, arguments.weights) for folder in folders]
     try:
-        for own in subjects:
-            own.run(1, Request(min(arguments.contexts), 8), seed=-1)  # memory and threads are warm
         for seed in range(arguments.rounds):
             for batch, request in points:
                 for own in subjects:
@@ -383,7 +406,7 @@ def main() -> None:
     parser.add_argument("--from", dest="source", type=Path, help="judge the runs of an --out again")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024])
-    parser.add_argument("--output", type=int, default=64, help="tokens of an answer, at least")
+    parser.add_argument("--output", type=int, default=128, help="tokens of an answer, at least")
     parser.add_argument("--rounds", type=int, default=3, help="of all points; medians count")
     parser.add_argument("--weights", default="auto", help="weight_format")
     parser.add_argument("--fit-blocks", type=int, default=96, help="of the pool that is tried out")
@@ -414,6 +437,8 @@ def main() -> None:
                 raise
             console.print("Interrupted: judged by the runs so far.")
     efficiency, rows = judged(models, runs)
+    if not any(run.windows for run in runs if run.model == models[0].name):
+        console.print("The machine was never steady: constants of decodes are ASSUMED, not fitted.")
     console.print(f"\nFitted on {rows[0]['model']}: {asdict(efficiency)}", table(rows), sep="\n")
     fits = {}
     for folder in arguments.models:

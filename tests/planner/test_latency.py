@@ -52,9 +52,9 @@ STEPS = {"chunk_tokens": 16, "block_tokens": 16}
 def test_a_decode_step_by_hand() -> None:
     # Two sequences at 10 tokens: 6,000 bytes of weights, 2 · (10 read + 1 written) · 144 of KV.
     kv_bytes = 2 * 11 * 144
-    reading = 6000 / 0.8e6 + kv_bytes / 0.4e6
-    flops = 2 * 2 * (WEIGHTS + 2 * 3 * 4 * 6 * 11)
-    elapsed = 0.001 + math.hypot(reading, flops / 0.5e8)
+    products = math.hypot(6000 / 0.8e6, 2 * 2 * WEIGHTS / 0.5e8)
+    attention = math.hypot(kv_bytes / 0.4e6, 2 * 2 * 2 * 3 * 4 * 6 * 11 / 0.5e8)
+    elapsed = 0.001 + products + attention
     assert decode_step_s(LOADED, SPEED, 2, 10) == pytest.approx(elapsed)
     mbu = (6000 + kv_bytes) / elapsed / 1e6
     assert decode_mbu_ratio(LOADED, SPEED, 2, 10) == pytest.approx(mbu)

@@ -14,7 +14,6 @@ and FLOPs are those of `roofline`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,12 +47,10 @@ class ModelWork:
         kv_token_bytes: float,
         window: int | None = None,
     ) -> ModelWork:
-        matrices = [*shape.layer_matrices().values()]
-        weights = shape.num_layers * sum(map(math.prod, matrices)) + math.prod(shape.lm_head)
         return cls(
             weight_bytes=weight_bytes,
             kv_token_bytes=kv_token_bytes,
-            token_flops=2 * weights,
+            token_flops=2 * shape.num_weights,
             pair_flops=4 * shape.num_layers * shape.num_heads * shape.head_dim,
             window=window,
         )

@@ -1,8 +1,9 @@
 """How long steps take, and so TTFT, TPOT and requests per second at a batch.
 
 A step of the engine computes a token of each running sequence and beside them a chunk of a prompt.
-Memory and compute overlap in part: the time of both together is the root of the sum of their
-squares, between the larger (the roofline, where they overlap wholly) and the sum (not at all).
+Products with the weights and attention take turns, layer by layer. Within each, memory and compute
+overlap in part: the time of both together is the root of the sum of their squares, between the
+larger (the roofline, where they overlap wholly) and the sum (not at all).
 """
 
 from __future__ import annotations
@@ -76,12 +77,22 @@ class Loaded:
 def decode_step_s(loaded: Loaded, speed: Speed, sequences: float, context_tokens: float) -> float:
     """Of a step that decodes a token of each sequence, with `context_tokens` before it."""
     own, work = speed.efficiency, decode_work(loaded, sequences, context_tokens)
-    kv_bytes = work.bytes - loaded.step_weight_bytes
-    reading_s = (
-        loaded.step_weight_bytes / loaded.read_ratio(own) + kv_bytes / own.kv_read_ratio
-    ) / speed.read_bytes_per_s
-    computing_s = work.flops / (own.decode_compute_ratio * speed.flops_per_s)
-    return own.step_overhead_s + math.hypot(reading_s, computing_s)
+    products_flops = 2 * sequences * loaded.model.shape.num_weights
+    products_s = _together_s(
+        loaded.step_weight_bytes / (loaded.read_ratio(own) * speed.read_bytes_per_s),
+        products_flops / (own.decode_compute_ratio * speed.flops_per_s),
+    )
+    attention_s = _together_s(
+        (work.bytes - loaded.step_weight_bytes) / (own.kv_read_ratio * speed.read_bytes_per_s),
+        (work.flops - products_flops) / (own.decode_compute_ratio * speed.flops_per_s),
+    )
+    return own.step_overhead_s + products_s + attention_s
+
+
+def _together_s(reading_s: float, computing_s: float) -> float:
+    """Of work whose reads and arithmetic overlap in part: between the longer of both (the
+    roofline) and their sum."""
+    return math.hypot(reading_s, computing_s)
 
 
 def decode_mbu_ratio(
@@ -114,7 +125,7 @@ def prefill_s(
         work = prefill_work(loaded, last - first, last)
         reading_s = work.bytes / (own.kv_read_ratio * speed.read_bytes_per_s)
         computing_s = work.flops / (own.prefill_compute_ratio * speed.flops_per_s)
-        total_s += math.hypot(reading_s, computing_s)
+        total_s += _together_s(reading_s, computing_s)
         first = last
     return total_s
 

@@ -58,6 +58,12 @@ class DecoderShape:
     def lm_head(self) -> tuple[int, int]:
         return (self.vocab_size, self.hidden_size)
 
+    @property
+    def num_weights(self) -> int:
+        """Of all matrices that a token which is decoded meets."""
+        layer = sum(math.prod(matrix) for matrix in self.layer_matrices().values())
+        return self.num_layers * layer + math.prod(self.lm_head)
+
 
 def mean_decode_context_tokens(prompt_tokens: int, output_tokens: int) -> float:
     """Tokens before the one that a decode step computes, mean over a sequence's decode steps.
@@ -152,8 +158,6 @@ def decode_step_work(
     """Of one step that decodes a token of each sequence; for the arguments see
     `decode_step_bytes`. Norms, rotary embedding and activations are left out: below one in a
     hundred FLOPs."""
-    matrices = [*shape.layer_matrices().values()]
-    weights = shape.num_layers * sum(math.prod(m) for m in matrices) + math.prod(shape.lm_head)
     attended = 2 * shape.num_layers * shape.num_heads * shape.head_dim * (context_tokens + 1)
     return Work(
         bytes=decode_step_bytes(
@@ -163,5 +167,5 @@ def decode_step_work(
             context_tokens=context_tokens,
             shared_tokens=shared_tokens,
         ),
-        flops=2 * sequences * (weights + attended),
+        flops=2 * sequences * (shape.num_weights + attended),
     )
