@@ -31,7 +31,6 @@ def test_a_small_model_predicts_a_large_one(name: str) -> None:
         for context in (128, 1024)
     }
     for row in rows:
-        bound = 0.2 if row["model"] == large.name else 0.25
-        assert abs(row["tpot_off"]) < bound and abs(row["usd_off"]) < bound, row
+        assert abs(row["tpot_off"]) < 0.2 and abs(row["usd_off"]) < 0.25, row
     fits = json.loads((RESULTS / name).read_text(encoding="utf-8"))["fits"]
     assert all(each["agrees"] for each in fits.values()) and len(fits) == 2
