@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from octavo.planner.latency import ASSUMED, Efficiency, Loaded, Speed, decode_step_s, prefill_s
 from octavo.planner.roofline import Peaks
@@ -49,21 +50,31 @@ def fit_efficiency(
     prefills: Sequence[PrefillSample] = (),
     start: Efficiency = ASSUMED["cpu"],
 ) -> Efficiency:
-    """That which predicts the samples with the least mean square of the logarithm of the ratio, so
-    that short steps count as much as long ones. Without samples of a kind its constants stay as
-    they are in `start`."""
+    """That which predicts the samples with the least mean of the logarithm of the ratio, signs
+    left out: short steps count as much as long ones, and the few that a neighbour disturbed do not
+    pull it their way, as they would if squared. The squares' minimum is where the search for it
+    begins, since they have no kinks to be caught in. Without samples of a kind its constants stay
+    as they are in `start`."""
 
-    def decode_loss(own: Efficiency) -> float:
-        return sum(math.log(predicted_step_s(each, own) / each.step_s) ** 2 for each in decodes)
+    def decode_loss(own: Efficiency, power: int) -> float:
+        return sum(
+            abs(math.log(predicted_step_s(each, own) / each.step_s)) ** power for each in decodes
+        )
 
-    def prefill_loss(own: Efficiency) -> float:
-        return sum(math.log(predicted_ttft_s(each, own) / each.ttft_s) ** 2 for each in prefills)
+    def prefill_loss(own: Efficiency, power: int) -> float:
+        return sum(
+            abs(math.log(predicted_ttft_s(each, own) / each.ttft_s)) ** power for each in prefills
+        )
 
-    if decodes:
-        reads = {"int4_read_ratio" if each.loaded.weight_bits <= 4 else "read_ratio"
-                 for each in decodes}  # fmt: skip
-        start = _descend(decode_loss, start, (*sorted(reads), *_DECODE))
-    return _descend(prefill_loss, start, ("prefill_compute_ratio",)) if prefills else start
+    reads = {"int4_read_ratio" if each.loaded.weight_bits <= 4 else "read_ratio"
+             for each in decodes}  # fmt: skip
+    for power in (2, 1):
+        if decodes:
+            start = _descend(partial(decode_loss, power=power), start, (*sorted(reads), *_DECODE))
+        if prefills:
+            loss = partial(prefill_loss, power=power)
+            start = _descend(loss, start, ("prefill_compute_ratio",))
+    return start
 
 
 def predicted_step_s(sample: DecodeSample, efficiency: Efficiency) -> float:
