@@ -18,18 +18,12 @@ from octavo.config import EngineConfig
 from octavo.decode_loop import DecodeLoop
 from octavo.execution.model_runner import ModelRunner
 from octavo.gauges import EngineGauges
-from octavo.generation import (
-    GenerationRequest,
-    GenerationResult,
-)
+from octavo.generation import GenerationRequest, GenerationResult
 from octavo.inbox import Inbox
 from octavo.quality.served import admit
 from octavo.request_limits import RequestLimits
 from octavo.sampling_params import SamplingParams
-from octavo.scheduling.sequence import (
-    FinishReason,
-    Sequence,
-)
+from octavo.scheduling.sequence import FinishReason, Sequence
 from octavo.tiers import open_tiers
 
 log = logging.getLogger(__name__)
