@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from octavo.planner.fitting import (
 )
 from octavo.planner.hardware import find_machine
 from octavo.planner.latency import (
+    ASSUMED,
     Efficiency,
     Loaded,
     Speed,
@@ -29,7 +31,13 @@ from octavo.planner.latency import (
     predict,
     prefill_s,
 )
-from octavo.planner.model import ModelSizes
+from octavo.planner.model import (
+    ModelSizes,
+    format_of,
+    kv_layout,
+    kv_token_bytes,
+    weight_bytes,
+)
 from octavo.planner.plan import Workload, evaluate
 from octavo.planner.roofline import DecoderShape, Peaks
 from octavo.planner.setup import Setup
@@ -98,6 +106,27 @@ def test_what_is_assumed_of_a_gpu_is_what_one_did(
     outcome = evaluate(model, find_machine("h200").accelerator, Workload(Request(128, 256)), setup)
     assert outcome.lone is not None
     assert 1 / outcome.lone.tpot_s == pytest.approx(measured, rel=0.05)
+
+
+# docs/gpu.md: all requests at once, so that the batch thins out towards the end.
+@pytest.mark.parametrize(("name", "measured"), [("llama-3.1-8b", 9145), ("llama-3.2-1b", 37729)])
+def test_what_is_assumed_of_a_gpu_is_what_it_did_with_256_sequences(
+    name: str, measured: float
+) -> None:
+    model, luck = model_sizes(find_config(name)[1], name), random.Random(0)
+    weights, token_bytes = weight_bytes(model, format_of(model)), kv_token_bytes(kv_layout(model))
+    loaded = Loaded(model, weights.step, token_bytes)
+    accelerator = find_machine("h200").accelerator
+    speed = Speed(accelerator.read_bytes_per_s, 989e12, ASSUMED["gpu"])
+    requests = [(luck.randint(100, 1024), luck.randint(100, 1024)) for _ in range(256)]
+    total_s = sum(prefill_s(loaded, speed, prompt, 0, 8192) for prompt, _ in requests)
+    steps = sum(prompt for prompt, _ in requests) / 8192
+    total_s += steps * decode_step_s(loaded, speed, 128, 500)  # beside prompts
+    for step in range(1, 1024):
+        contexts = [prompt + step for prompt, output in requests if output > step]
+        if contexts:
+            total_s += decode_step_s(loaded, speed, len(contexts), sum(contexts) / len(contexts))
+    assert sum(output for _, output in requests) / total_s == pytest.approx(measured, rel=0.12)
 
 
 def test_windows_bound_what_a_step_reads() -> None:
