@@ -42,6 +42,7 @@ from octavo.benchmarks.peak_probe import PeakProbe
 from octavo.benchmarks.peaks import Kind
 from octavo.config import make_config
 from octavo.engine import Engine
+from octavo.errors import ConfigError
 from octavo.generation import GenerationRequest, TokenOutput
 from octavo.models.config_section import read_json
 from octavo.models.model_config import model_config
@@ -389,7 +390,7 @@ def measured(folders: list[Path], arguments: argparse.Namespace) -> Iterator[Run
 
 def read(path: Path) -> tuple[list[Model], list[Run]]:
     """Of an --out."""
-    document = read_json(path)
+    document = json.loads(path.read_text(encoding="utf-8"))
     runs = [
         Run(**{**each, "windows": tuple(Window(**own) for own in each["windows"])})
         for each in document["runs"]
@@ -415,11 +416,17 @@ def main() -> None:
     if bool(arguments.models) == bool(arguments.source):
         parser.error("give folders of models, or --from a file; one of the two")
     console = Console(highlight=False, soft_wrap=True)
+    try:
+        if arguments.source:
+            models, runs = read(arguments.source)
+        else:
+            models, runs = [Model.of(own, arguments.weights) for own in arguments.models], []
+    except (ConfigError, OSError, KeyError, TypeError, ValueError) as error:
+        parser.error(f"{arguments.source or arguments.models[0]}: {error}")
     if arguments.source:
-        efficiency, rows = judged(*read(arguments.source))
+        efficiency, rows = judged(models, runs)
         console.print(f"Fitted on {rows[0]['model']}: {asdict(efficiency)}", table(rows), sep="\n")
         return
-    models, runs = [Model.of(own, arguments.weights) for own in arguments.models], []
     with Progress(console=Console(stderr=True)) as progress:
         points = len(arguments.batches) * len(arguments.contexts)
         total = arguments.rounds * points * len(arguments.models)

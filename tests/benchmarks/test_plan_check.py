@@ -93,3 +93,10 @@ def test_steps_on_a_machine_that_changed_do_not_count() -> None:
 def test_models_or_a_file_are_needed(arguments: tuple[str, ...]) -> None:
     done = script(*arguments)
     assert done.returncode == 2 and "give folders of models, or --from a file" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("no-such-folder",), ("--from", "no-such-file.json")])
+def test_what_is_not_there_is_named(arguments: tuple[str, ...]) -> None:
+    done = script(*arguments)
+    assert done.returncode == 2 and arguments[-1] in done.stderr
+    assert "Traceback" not in done.stderr
