@@ -3,6 +3,10 @@
 tritonclient's own client object allows one open stream at a time; the generated stubs have no
 such limit, so many threads or tasks share a channel here.
 
+Nothing of gRPC runs in a thread of the user's while a stream is read: an exception that a signal
+handler raises (Ctrl-C is one) within gRPC's Python code can leave a lock of the channel taken, and
+then every later call of the channel waits for ever. Each stream has a thread that reads it.
+
 The header `triton_grpc_error: true` would end a stream with a status instead of a text. It is
 not sent: with it, an error that follows a response, or that comes before the final flag, ends
 Triton 24.10 with a segmentation fault (seen within 60 such errors on 4 streams).
@@ -12,11 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import grpc
 import grpc.aio
+from grpc.experimental import ChannelOptions
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
@@ -56,12 +63,21 @@ class GrpcTransport:
     ) -> None:
         _check_url(url)
         self._headers = _metadata(headers)
+        # The reading thread waits for the network itself: no second thread of gRPC's in between.
+        options = (*_CHANNEL_OPTIONS, (ChannelOptions.SingleThreadedUnaryStream, 1))
         self._channel = (
-            grpc.secure_channel(url, credentials, _CHANNEL_OPTIONS)
+            grpc.secure_channel(url, credentials, options)
             if credentials
-            else grpc.insecure_channel(url, _CHANNEL_OPTIONS)
+            else grpc.insecure_channel(url, options)
         )
         self._stub = GRPCInferenceServiceStub(self._channel)
+        # The call streams both ways and a generation is one message, which looks the same on the
+        # wire as a unary request; gRPC needs no thread to send that.
+        self._stream_infer = self._channel.unary_stream(
+            "/inference.GRPCInferenceService/ModelStreamInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
         self._forms: dict[tuple[str, str], ModelForm] = {}
         self._closed = False
 
@@ -75,28 +91,20 @@ class GrpcTransport:
     ) -> Generator[Response, None, None]:
         """See `Transport.stream`."""
         stub = self._connected()
-        call = None
-        try:
+
+        def start() -> Any:
             form = self._form(stub, request, timeout)
             message = _grpc_wire.encode_request(request, form, timeout)
-            call = stub.ModelStreamInfer(
-                iter((message,)), timeout=_with_grace(timeout), metadata=self._headers
-            )
-            for received in call:
-                if _grpc_wire.is_terminal(received):
-                    _drain(call)
+            return self._stream_infer(message, timeout=_with_grace(timeout), metadata=self._headers)
+
+        reader = _StreamReader(start)
+        try:
+            for received in reader:
                 yield from _grpc_wire.decode_response(received)
         except grpc.RpcError as exc:
             raise _error_from_rpc(exc, timeout) from exc
-        except RuntimeError as exc:
-            # Condition.wait is not safe from signals: Ctrl-C between its release of the lock and
-            # the next acquisition, within gRPC's wait, is "cannot release un-acquired lock".
-            if isinstance(exc.__context__, KeyboardInterrupt):
-                raise exc.__context__ from None
-            raise
         finally:
-            if call is not None:
-                call.cancel()
+            reader.cancel()
 
     def _form(self, stub: Any, request: GenerationRequest, timeout: float | None) -> ModelForm:
         """Which form of the contract the model has; asked until it is known, then remembered."""
@@ -216,6 +224,52 @@ class AsyncGrpcTransport:
         self._closed = True
         if self._channel is not None:
             await self._channel.close()
+
+
+class _StreamReader:
+    """Reads a call in a thread of its own; iterating gives what it receives.
+
+    `start()` starts the call, in that thread; what it or the call raises, iterating raises.
+    """
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        self._start = start
+        self._call: Any = None
+        self._cancelled = False
+        # Its get() is written in C: a signal meets it before or after, never within.
+        self._received: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._thread = Thread(target=self._read, name="octavo-stream", daemon=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._thread.start()
+        while True:
+            message, error = self._received.get()
+            if error is not None:
+                raise error
+            if message is None:
+                return
+            yield message
+
+    def cancel(self) -> None:
+        """End the call if it still runs."""
+        self._cancelled = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def _read(self) -> None:
+        error = None
+        try:
+            self._call = self._start()
+            # cancel() may have come before there was a call: each looks after it has written.
+            if self._cancelled:
+                self._call.cancel()
+            for message in self._call:
+                if _grpc_wire.is_terminal(message):
+                    _drain(self._call)
+                self._received.put((message, None))
+        except BaseException as exc:
+            error = exc
+        self._received.put((None, error))
 
 
 # A call is read to its end before its last response is given away: a cancellation that meets the

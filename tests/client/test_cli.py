@@ -237,9 +237,15 @@ class Terminal:
         self._screen = self._screen[found.end() :]
 
     def exit_code(self) -> int:
-        code = self._process.wait(10)
+        return self._process.wait(10)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
         os.close(self._fd)
-        return code
 
 
 def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_chat(server: ScriptedServer) -> None:
@@ -247,20 +253,19 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_chat(server: ScriptedServ
         return talk_for_ever(call) if "Go on" in call.inputs["messages"] else echo(call)
 
     server.script = script
-    terminal = Terminal("chat", "--url", server.url)
+    with Terminal("chat", "--url", server.url) as terminal:
+        terminal.expect("> ")
+        terminal.type("Go on\n")
+        terminal.expect("ab")
+        terminal.type("\x03")
+        terminal.expect(r"\(stopped\)\s+> ")
+        assert server.last.ended.wait(5) and not server.last.completed
+        terminal.type("hi\n")
+        # One message: the turn that was stopped is forgotten.
+        terminal.expect(r"1:hi\r?\n.*tok/s\s+> ")
+        terminal.type("\x04")
 
-    terminal.expect("> ")
-    terminal.type("Go on\n")
-    terminal.expect("ab")
-    terminal.type("\x03")
-    terminal.expect(r"\(stopped\)\s+> ")
-    assert server.last.ended.wait(5) and not server.last.completed
-    terminal.type("hi\n")
-    # One message: the turn that was stopped is forgotten.
-    terminal.expect(r"1:hi\r?\n.*tok/s\s+> ")
-    terminal.type("\x04")
-
-    assert terminal.exit_code() == 0
+        assert terminal.exit_code() == 0
 
 
 def test_failure_in_a_terminal_chat_does_not_end_it(server: ScriptedServer) -> None:
@@ -270,14 +275,13 @@ def test_failure_in_a_terminal_chat_does_not_end_it(server: ScriptedServer) -> N
         return iter([call.front_end_error("Exceeds maximum queue size")])
 
     server.script = script
-    terminal = Terminal("chat", "--url", server.url)
+    with Terminal("chat", "--url", server.url) as terminal:
+        terminal.expect("> ")
+        terminal.type("hi\n")
+        terminal.expect(r"error: \S+: Exceeds maximum queue size\s+> ")
+        terminal.type("hi\n")
+        terminal.expect(r"1:hi")
+        terminal.expect("> ")
+        terminal.type("/exit\n")
 
-    terminal.expect("> ")
-    terminal.type("hi\n")
-    terminal.expect(r"error: \S+: Exceeds maximum queue size\s+> ")
-    terminal.type("hi\n")
-    terminal.expect(r"1:hi")
-    terminal.expect("> ")
-    terminal.type("/exit\n")
-
-    assert terminal.exit_code() == 0
+        assert terminal.exit_code() == 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -156,31 +159,33 @@ def test_malformed_text_is_an_error_of_the_server(
         client.generate("Say hello")
 
 
-def test_an_interrupt_within_a_wait_stays_one(
-    server: ScriptedGrpcServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C can meet Condition.wait just after it has released its lock; planted here."""
+def test_interrupts_at_any_moment_leave_the_client_usable(server: ScriptedGrpcServer) -> None:
+    """gRPC's own iteration in the main thread loses the channel to one in ten of these: an
+    exception between the taking of a lock and its `with` block leaves the lock taken."""
 
     def script(call: GrpcReceived) -> Iterator[Any]:
-        yield call.reply("a")
-        call.wait_for_end()
+        while call.inputs["text_input"] == "Go on" and not call.ended.is_set():
+            yield call.reply("a")
+        yield call.reply("a", "stop")
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        # Python swallows what is raised in a callback of weakref's; the timer goes off again.
+        if frame is None or "weakref" not in frame.f_code.co_filename:
+            raise KeyboardInterrupt
 
     server.script = script
-    waits = grpc._channel._MultiThreadedRendezvous._next  # type: ignore[attr-defined]
-
-    def interrupted(call: Any) -> Any:
-        if seen:
-            with call._state.condition:
-                call._state.condition.release()
-                raise KeyboardInterrupt
-        return waits(call)
-
-    seen: list[str] = []
-    with Client(server.url) as client:
-        client.health()
-        monkeypatch.setattr(grpc._channel._MultiThreadedRendezvous, "_next", interrupted)  # type: ignore[attr-defined]
-        with pytest.raises(KeyboardInterrupt):
-            for chunk in client.stream("Go on"):
-                seen.append(chunk.text)
-    assert seen == ["a"]
-    assert server.last.ended.wait(5), "the server still generates"
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Client(server.url) as client, ThreadPoolExecutor(1) as pool:
+            for count in range(60):
+                signal.setitimer(signal.ITIMER_REAL, 0.003 + 0.0003 * count, 0.5)
+                with pytest.raises(KeyboardInterrupt):
+                    for _ in client.stream("Go on"):
+                        pass
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                assert server.last.ended.wait(5), "the server still generates"
+                answer = pool.submit(client.generate, "Be brief")
+                assert answer.result(timeout=10).text == "a"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -55,7 +55,7 @@ def test_stalls_of_50_ms_in_the_real_server(tmp_path: Path) -> None:
     load = ["--input-tokens", "4", "--output-tokens", "1", "--length-cv", "0", "--run-time", "8s"]
     loops = {
         "closed": ["--arrival", "closed", "--users", "1"],
-        "open": ["--arrival", "poisson", "--rate", "15"],
+        "open": ["--arrival", "poisson", "--rate", "30"],
     }
     with serving(tmp_path, "batched", repository=repository, num_threads=1) as target:
         addresses = Addresses(grpc=target.settings.grpc_url, http=target.settings.http_url)
@@ -67,11 +67,15 @@ def test_stalls_of_50_ms_in_the_real_server(tmp_path: Path) -> None:
         np.array([summary.response_e2e_s(record) for record in run.with_status("ok")])
         for run in (closed, open_)
     )
-    assert len(closed_s) > 3 * 8 / 0.2, "too slow for most of its requests to miss a stall"
-    assert len(open_s) > 80
+    num_stalls = 8 / 0.2
+    assert len(closed_s) > 5 * num_stalls, "too slow for most of its requests to miss a stall"
+    assert len(open_s) > 180
     undisturbed_s = np.median(closed_s)
     # Both met stalls, and neither is slower without one.
     assert min(closed_s.max(), open_s.max()) > 0.045
-    assert np.median(open_s) < undisturbed_s + 0.015
-    assert np.quantile(closed_s, 0.8) < undisturbed_s + 0.01
-    assert np.quantile(open_s, 0.8) > undisturbed_s + 0.01
+    assert np.median(open_s) < undisturbed_s + 0.025
+    closed_delayed, open_delayed = (np.mean(s > undisturbed_s + 0.01) for s in (closed_s, open_s))
+    # One request of the closed loop waits through each stall. Of the open loop's a fifth and more
+    # do: for 40 of 200 ms, more than 10 ms of a stall lie ahead.
+    assert closed_delayed < 1.5 * num_stalls / len(closed_s)
+    assert open_delayed > max(0.1, closed_delayed)
