@@ -32,6 +32,8 @@ help: ## list the targets
 serve: $(RUNTIME) ## install, start the server, wait for a token, stay until Ctrl-C
 	$(if $(filter-out int4,$(QUANT)),$(error QUANT = $(QUANT): octavo-tiny is shipped in int4; other \
 	  formats are rounded at load, as by SERVE_ARGS='--weight-format int8'))
+	$(if $(and $(QUANT),$(MODEL)),$(error QUANT is a form of octavo-tiny; of MODEL = $(MODEL) use \
+	  SERVE_ARGS='--weight-format int4'))
 	@$(BIN)/octavo serve $(or $(MODEL),$(QUANT:%=models/octavo-tiny-%)) $(if $(PORT),--port $(PORT)) $(SERVE_ARGS)
 
 doctor: $(RUNTIME) ## look at this machine: what is missing, and how to mend it

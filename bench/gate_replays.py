@@ -2,16 +2,21 @@
 """How often a bound lets pass what it should not: the gate's, and others that were weighed.
 
     python bench/gate_replays.py [--replays 2000] [--plot gate-replays.png]
+    python bench/gate_replays.py --measure models/octavo-tiny models/octavo-tiny-int4
 
-Documents are made up whose true loss lies exactly at the margin, so that each pass is an error, and
-with honest bounds 5 % of the replays pass. Documents are of unequal length (lognormal, sigma 0.8);
-a document's loss a token deviates from the margin by draws of different skewness, and its tokens
-add their own noise.
+The true loss of a replay's documents lies exactly at the margin, so that each pass is an error, and
+with honest bounds 5 % of the replays pass. "measured" draws with replacement from documents that
+were read once with a model and its quantized form (--measure does that, into results/), their loss
+moved to the margin. The others are made up: documents of unequal length (lognormal, sigma 0.8); a
+document's loss a token deviates from the margin by draws of different skewness, and its tokens add
+their own noise.
 """
 
 import argparse
+import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 
@@ -25,6 +30,8 @@ Draw = Callable[[np.random.Generator, int], Floats]
 
 MARGIN = 0.01
 COUNTS = (20, 50, 200)
+MEASURED = "measured"
+MEASURED_FILE = Path(__file__).with_name("results") / "gate-documents.json"
 RESAMPLES = 1000  # of 10,000: a replay's quantile is noisier, which evens out over the replays
 _SPREAD_NATS, _TOKEN_NATS = 0.02, 0.15
 
@@ -39,12 +46,52 @@ POPULATIONS: dict[str, Draw] = {
 }
 
 
-def documents(draw: Draw, count: int, seed: int) -> tuple[Floats, Floats]:
+def documents(population: str, count: int, seed: int) -> tuple[Floats, Floats]:
     """Summed differences and tokens of documents whose true loss is the margin."""
     random = np.random.default_rng([seed, count])
+    if population == MEASURED:
+        differences, tokens = _measured()
+        moved = differences - (differences.sum() / tokens.sum() - math.log1p(MARGIN)) * tokens
+        drawn = random.integers(0, len(tokens), count)
+        return moved[drawn], tokens[drawn]
+    draw = POPULATIONS[population]
     tokens = np.ceil(300 * random.lognormal(0, 0.8, count)) + 8
     loss = tokens * (math.log1p(MARGIN) + _SPREAD_NATS * draw(random, count))
     return loss + random.normal(0, _TOKEN_NATS, count) * np.sqrt(tokens), tokens
+
+
+@cache
+def _measured() -> tuple[Floats, Floats]:
+    content = json.loads(MEASURED_FILE.read_text(encoding="utf-8"))
+    return np.array(content["differences_nats"]), np.array(content["tokens"], np.float64)
+
+
+def measure(baseline: Path, candidate: Path) -> None:
+    """Reads the baseline's held-out documents with both, as the gate does, and notes what each
+    document lost."""
+    from octavo.models.model_config import read_model_config
+    from octavo.quality.measure import Measured, Reader, by_document, score, side_config
+    from octavo.quality.windows import cut_windows
+    from octavo.texts import TextTokenizer, read_texts
+
+    config = read_model_config(baseline)
+    tokenizer = TextTokenizer(baseline, config.vocab_size)
+    texts = tokenizer.documents(read_texts(baseline / "heldout.jsonl"))
+    windows = cut_windows(texts, tokenizer.prefix, config.max_position)
+    ours, theirs = (
+        Reader(side_config(own, config.max_position, {})) for own in (baseline, candidate)
+    )
+    scores = list(score(ours, theirs, windows))
+    differences, tokens = by_document(Measured(texts, windows, scores, tokenizer))
+    content = {
+        "baseline": baseline.name,
+        "candidate": candidate.name,
+        "text": "heldout.jsonl",
+        "differences_nats": [round(float(each), 6) for each in differences],
+        "tokens": [int(each) for each in tokens],
+    }
+    MEASURED_FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(tokens)} documents: {MEASURED_FILE}")
 
 
 def gate_bound(differences: Floats, tokens: Floats, seed: int) -> float:
@@ -80,11 +127,11 @@ def _mean_and_error(differences: Floats, tokens: Floats) -> tuple[Floats, Floats
     return means, np.sqrt((residuals**2).sum(1) * count / (count - 1)) / total
 
 
-def pass_rates(draw: Draw, count: int, replays: int) -> dict[str, float]:
+def pass_rates(population: str, count: int, replays: int) -> dict[str, float]:
     """Of each bound: the share of replays that pass."""
     passed: dict[str, int] = {}
     for seed in range(replays):
-        sample = documents(draw, count, seed)
+        sample = documents(population, count, seed)
         bounds = other_bounds(*sample, seed)
         bounds["the gate's"] = math.log1p(gate_bound(*sample, seed))
         for name, bound in bounds.items():
@@ -100,12 +147,13 @@ def draw_plot(found: dict[tuple[str, int], dict[str, float]], file: Path) -> Non
 
     figure, axes = plt.subplots(1, len(COUNTS), figsize=(12, 4.2), sharey=True)
     names = list(next(iter(found.values())))
+    populations = list(dict.fromkeys(population for population, _ in found))
     for axis, count in zip(axes, COUNTS, strict=True):
         for name in names:
-            rates = [100 * found[population, count][name] for population in POPULATIONS]
+            rates = [100 * found[population, count][name] for population in populations]
             axis.plot(rates, "o-", label=name)
         axis.axhline(6, color="#c0392b", linestyle="--", linewidth=1)
-        axis.set_xticks(range(len(POPULATIONS)), POPULATIONS, rotation=35, ha="right", fontsize=8)
+        axis.set_xticks(range(len(populations)), populations, rotation=35, ha="right", fontsize=8)
         axis.set_title(f"{count} documents", fontsize=10)
     axes[0].set_ylabel("pass at the margin's edge, %")
     axes[0].legend(fontsize=8)
@@ -119,11 +167,18 @@ def main() -> None:
     )
     parser.add_argument("--replays", type=int, default=2000)
     parser.add_argument("--plot", type=Path, help="a picture of the table")
+    parser.add_argument(
+        "--measure", type=Path, nargs=2, metavar=("BASELINE", "CANDIDATE"),
+        help="read the held-out documents again instead",
+    )  # fmt: skip
     args = parser.parse_args()
+    if args.measure:
+        measure(*args.measure)
+        return
     found: dict[tuple[str, int], dict[str, float]] = {}
-    for population, draw in POPULATIONS.items():
+    for population in (MEASURED, *POPULATIONS):
         for count in COUNTS:
-            rates = pass_rates(draw, count, args.replays)
+            rates = pass_rates(population, count, args.replays)
             if not found:
                 print("| documents' losses | documents |", " | ".join(rates), "|")
                 print("|---" * (2 + len(rates)) + "|")

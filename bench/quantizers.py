@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from octavo.models.model_config import read_model_config
-from octavo.quality.documents import TextTokenizer, Window, cut_windows, read_texts
 from octavo.quality.measure import Reader, side_config
 from octavo.quality.statistics import Bounds, bound_loss
+from octavo.quality.windows import Window, cut_windows
+from octavo.texts import TextTokenizer, read_texts
 
 _CHUNK_TOKENS = 256
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.errors import ConfigError
-from octavo.quality.documents import Document, TextTokenizer, cut_windows, read_texts
+from octavo.quality.windows import cut_windows
+from octavo.texts import Document, TextTokenizer, read_texts
 from tests.quality.texts import TINY
 
 

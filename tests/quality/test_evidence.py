@@ -2,13 +2,27 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from factories import write_checkpoint
 from octavo.errors import ConfigError
-from octavo.quality.evidence import Hashes, Record, check, find, read, write
+from octavo.models.weights import checkpoint_digest
+from octavo.quality.evidence import (
+    LONG_CONTEXT_TOKENS,
+    Hashes,
+    Record,
+    check,
+    file_hash,
+    find,
+    read,
+    write,
+)
+from octavo.quality.statistics import Bounds
 from octavo.quality.verdict import Outcome
 from tests.quality.texts import TINY, copy_of_tiny, gate, write_text
 
@@ -75,6 +89,81 @@ def test_a_missing_file_is_named(measured: tuple[Record, Path], tmp_path: Path) 
         findings(record, tmp_path / "all")
 
 
+def test_the_index_is_part_of_the_weights(tmp_path: Path) -> None:
+    """Where two files have a tensor of one name, it says whose is taken."""
+    folder = write_checkpoint(tmp_path / "m", shards=2)
+    file = folder / "model.safetensors.index.json"
+    before = checkpoint_digest(folder, 1)
+    index = json.loads(file.read_text())
+    index["weight_map"]["model.norm.weight"] = "model-00001-of-00002.safetensors"
+    file.write_text(json.dumps(index))
+    assert checkpoint_digest(folder, 1) != before
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja"])
+def test_what_answers_depend_on_is_part_of_the_evidence(
+    measured: tuple[Record, Path], tmp_path: Path, name: str
+) -> None:
+    record, folder = measured
+    shutil.copytree(folder, tmp_path / "all")
+    file = tmp_path / "all" / "candidate" / name
+    file.write_text("{}")
+    assert findings(record, tmp_path / "all") == [f"candidate {name}"]
+    hashes = replace(record.candidate.hashes, chat={name: file_hash(file)})
+    noted = replace(record, candidate=replace(record.candidate, hashes=hashes))
+    assert findings(noted, tmp_path / "all") == []
+    file.write_text("{ }")
+    assert findings(noted, tmp_path / "all") == [f"candidate {name}"]
+    file.unlink()
+    assert findings(noted, tmp_path / "all") == [f"candidate {name}"]
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"documents": 1}, {"mean_kl_nats": 3.0}, {"top1_ratio": 0.1},
+                {"tokens_not_finite": 50}, {"loss": Bounds(0.02, 0.01, 0.03)}],
+)  # fmt: skip
+def test_a_pass_that_its_own_numbers_deny_is_none(
+    measured: tuple[Record, Path], numbers: dict[str, Any]
+) -> None:
+    record, folder = measured
+    denied = replace(record, numbers=replace(record.numbers, **numbers))
+    assert findings(denied, folder) == ["verdict"]
+
+
+def test_long_contexts_need_long_windows(measured: tuple[Record, Path]) -> None:
+    """Of what rounds contexts: KV memory here, weights not."""
+    record, folder = measured
+    rounded = replace(record.candidate, form=replace(record.candidate.form, kv="int8"))
+
+    def found(record: Record, context: int) -> list[str]:
+        own = check(record, folder / "candidate", context=context)
+        return [finding.kind for finding in own]
+
+    assert found(record, 100_000) == []
+    kv = replace(record, candidate=rounded)
+    assert found(kv, record.text.longest + 1) == []
+    assert found(kv, record.text.longest + 2) == ["context"]
+    longer = replace(kv, text=replace(record.text, longest=LONG_CONTEXT_TOKENS))
+    assert found(longer, 100_000) == []
+
+
+def test_records_written_at_once_are_all_kept(
+    measured: tuple[Record, Path], tmp_path: Path
+) -> None:
+    record, _ = measured
+    sizes = [16, 32, 64, 128] * 4
+
+    def one(size: int) -> None:
+        form = replace(record.candidate.form, group_size=size)
+        own = replace(record.candidate, form=form)
+        write(tmp_path / "quality.json", replace(record, candidate=own))
+
+    with ThreadPoolExecutor(len(sizes)) as pool:
+        list(pool.map(one, sizes))
+    kept = [own.candidate.form.group_size for own in read(tmp_path / "quality.json")]
+    assert sorted(kept) == [16, 32, 64, 128]
+
+
 def test_verdict_margin_and_versions(measured: tuple[Record, Path]) -> None:
     record, folder = measured
     assert findings(record, folder, margin=record.numbers.loss.upper / 2) == ["margin"]
@@ -102,7 +191,7 @@ def test_each_form_has_a_record(measured: tuple[Record, Path], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"schema": 2, "records": []}', '{"schema": 1}',
+    "content", ["", "[]", "{}", '{"schema": NaN}', '{"schema": 2, "records": []}', '{"schema": 1}',
                 '{"schema": 1, "records": [{"outcome": "pass"}]}', "[" * 100_000],
 )  # fmt: skip
 def test_what_is_no_evidence_is_refused(tmp_path: Path, content: str) -> None:
@@ -122,6 +211,4 @@ def test_a_verdict_that_does_not_exist_is_refused(
 
 
 def test_the_hash_of_weights_is_the_checkpoints() -> None:
-    from octavo.models.weights import checkpoint_digest
-
     assert Hashes.of(TINY, 2).weights == checkpoint_digest(TINY, 1).hex()

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from factories import write_checkpoint
 from octavo.errors import ConfigError
-from octavo.quality.documents import TextTokenizer, cut_windows, read_texts
 from octavo.quality.evidence import Record
 from octavo.quality.measure import Reader, score, side_config
 from octavo.quality.verdict import Outcome
+from octavo.quality.windows import cut_windows
 from octavo.quantization.job import QuantizeOptions
 from octavo.quantization.writer import quantize_checkpoint
+from octavo.texts import TextTokenizer, read_texts
 from tests.quality.texts import HELD_OUT, TINY, change_tensors, copy_of_tiny, gate, write_text
 
 
@@ -146,6 +147,51 @@ def test_random_weights_give_no_signal(text: Path, tmp_path: Path) -> None:
     record = gate(folder, text, tmp_path / "out", baseline=str(folder))
     assert record.outcome is Outcome.NO_SIGNAL
     assert record.numbers.baseline_perplexity > 1024
+
+
+@pytest.mark.slow
+def test_bench_150m_gives_no_signal(text: Path, tmp_path: Path) -> None:
+    """The shape of the benchmarks' model, whose weights are random too, on octavo-tiny's tokens."""
+    folder = write_checkpoint(
+        tmp_path / "random", hidden_size=1024, intermediate_size=2816, num_attention_heads=16,
+        num_key_value_heads=4, head_dim=64, num_hidden_layers=12, vocab_size=32768,
+        max_position_embeddings=8192, rope_theta=500_000.0, tie_word_embeddings=True,
+        torch_dtype="bfloat16",
+    )  # fmt: skip
+    (folder / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    record = gate(folder, text, tmp_path / "out", baseline=str(folder), weight_format="int8")
+    assert record.outcome is Outcome.NO_SIGNAL
+
+
+def test_losses_beyond_all_numbers_fail(text: Path, tmp_path: Path) -> None:
+    """Mean losses whose exponential is none: hundreds of nats a token."""
+
+    def loud(name: str, own: Tensor) -> Tensor:
+        return own * 3000 if name == "model.norm.weight" else own
+
+    record = gate(copy_of_tiny(tmp_path / "m", loud), text, tmp_path / "out")
+    assert_damaged(record)
+    assert record.numbers.candidate_perplexity > 1e300
+
+
+def test_what_weakens_a_result_is_said(tmp_path: Path) -> None:
+    from octavo.quality.gate import run
+    from octavo.quality.options import GateOptions
+
+    def notes(**options: Any) -> list[str]:
+        own = {"baseline": str(TINY), "candidate": str(TINY), "out": str(tmp_path / "out")}
+        events = run(GateOptions(**{**own, "num_threads": 1, **options}))
+        return [event["note"] for event in events if "note" in event]
+
+    short = write_text(tmp_path / "text.jsonl", 2, 60)
+    assert notes(text=str(short), weight_format="int8") == []
+    (said,) = notes(text=str(short), kv_cache_dtype="int8")
+    assert "no window of text.jsonl was longer than 60 tokens; KV int8 is to be" in said
+    (tmp_path / "book.txt").write_text("One paragraph.\n\nAnother one.\n", encoding="utf-8")
+    (said,) = notes(text=str(tmp_path / "book.txt"))
+    assert "book.txt has no form feeds, so each of its 2 paragraphs counts" in said
+    (tmp_path / "books.txt").write_text("One book.\n\fAnother one.\n", encoding="utf-8")
+    assert notes(text=str(tmp_path / "books.txt")) == []
 
 
 def test_the_perplexity_is_transformers(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from factories import write_checkpoint
 from octavo.config import make_config
 from octavo.engine import Engine
 from octavo.errors import ConfigError, QualityGateError
@@ -51,7 +52,7 @@ def command_of(message: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
+    return write_text(tmp_path_factory.mktemp("text") / "text.jsonl", longest=1_100)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,22 @@ def test_kv_memory_alone_is_served_on_evidence(
     said = f"KV int8 · perplexity {100 * loss.estimate:+.2f} % (≤ {100 * loss.upper:+.2f} %)"
     assert f"quality gate passed: {said} of margin 1 %; measured {record.date}" in caplog.text
     assert f"beyond {record.text.longest} has not been measured" in caplog.text
+
+
+def test_kv_memory_that_was_measured_in_short_contexts_is_served_in_those(tmp_path: Path) -> None:
+    folder = copy_of_tiny(tmp_path / "m")
+    text = write_text(tmp_path / "short.jsonl")
+    assert gate(folder, text, folder, baseline=str(folder), **KV).outcome is Outcome.PASS
+    said = "(no window of short.jsonl was longer than 160 tokens; KV int8 is to be measured on one"
+    assert f"its evidence is of short contexts {said} of 1,024 or more)" in refused(folder, **KV)
+    assert load(folder, max_model_len=160, **KV).state == "pass"
+
+
+def test_another_model_of_the_baselines_name_is_not_it(copied: Path) -> None:
+    shutil.rmtree(copied.parent / "m")
+    other = write_checkpoint(copied.parent / "m")
+    (other / "tokenizer.json").write_text("{}")
+    assert load(copied).state == "pass"
 
 
 def test_a_quantized_checkpoint_is_served_on_evidence(stored: Path) -> None:

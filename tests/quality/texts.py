@@ -9,10 +9,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from octavo.quality.documents import TextTokenizer
 from octavo.quality.evidence import Record, read
 from octavo.quality.gate import run
 from octavo.quality.options import GateOptions
+from octavo.texts import TextTokenizer
 
 TINY = Path(__file__).parents[2] / "models" / "octavo-tiny"
 HELD_OUT = TINY / "heldout.jsonl"
@@ -24,11 +24,15 @@ def held_out() -> list[str]:
     return [json.loads(line)["text"] for line in lines if line]
 
 
-def write_text(file: Path, documents: int = 24, tokens: int = 160) -> Path:
-    """The first `tokens` tokens of so many of the held-out documents."""
+def write_text(file: Path, documents: int = 24, tokens: int = 160, longest: int = 0) -> Path:
+    """The first `tokens` tokens of so many of the held-out documents, of one of them `longest`."""
     tokenizer = TextTokenizer(TINY, 4096)._tokenizer
-    texts = [tokenizer.decode(tokenizer.encode(t).ids[: tokens + 1]) for t in held_out()]
-    lines = [json.dumps({"text": text}) for text in texts[:documents]]
+    encoded = [tokenizer.encode(text).ids for text in held_out()]
+    most = max(range(documents), key=lambda index: len(encoded[index]))
+    assert len(encoded[most]) > longest
+    cuts = [max(tokens, longest if index == most else 0) + 1 for index in range(documents)]
+    texts = [tokenizer.decode(ids[:cut]) for ids, cut in zip(encoded, cuts, strict=False)]
+    lines = [json.dumps({"text": text}) for text in texts]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 

@@ -1,5 +1,6 @@
 """The peak of `octavo quantize` beside that of loading the same model, each in its own process."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,10 +36,11 @@ def peak_bytes(code: str) -> float:
     return float(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
 
 
-def added_bytes(model: Path, out: Path, method: str) -> float:
+def added_bytes(
+    model: Path, out: Path, method: str, text: Path = TINY / "calibration.jsonl"
+) -> float:
     values = {"model": str(model), "out": str(out), "method": method}
-    text = str(TINY / "calibration.jsonl")
-    quantizing = peak_bytes(_QUANTIZE.format(**values, text=text))
+    quantizing = peak_bytes(_QUANTIZE.format(**values, text=str(text)))
     loading = peak_bytes(_LOAD.format(**values))
     print(quantizing, loading)
     return quantizing - loading
@@ -46,6 +48,15 @@ def added_bytes(model: Path, out: Path, method: str) -> float:
 
 def test_octavo_tiny(tmp_path: Path) -> None:
     assert added_bytes(TINY, tmp_path / "out", "gptq") < LIMIT_BYTES
+
+
+@pytest.mark.parametrize("name", ["one-document.txt", "one-line.jsonl"])
+def test_a_long_text_does_not_count(tmp_path: Path, name: str) -> None:
+    documents = (TINY / "heldout.jsonl").read_text(encoding="utf-8").split("\n")
+    text = " ".join(json.loads(line)["text"] for line in documents if line)
+    text = text * (16_000_000 // len(text))
+    (tmp_path / name).write_text(json.dumps({"text": text}) if "jsonl" in name else text)
+    assert added_bytes(TINY, tmp_path / "out", "gptq", tmp_path / name) < LIMIT_BYTES
 
 
 @pytest.mark.slow

@@ -58,6 +58,6 @@ def test_the_calibration_text_is_not_the_one_that_is_measured() -> None:
 
 
 def _texts(path: Path) -> list[str]:
-    from octavo.quality.documents import read_texts
+    from octavo.texts import read_texts
 
     return [text for _, text in read_texts(path)]

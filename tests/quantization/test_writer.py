@@ -1,6 +1,8 @@
 """Folders that `octavo quantize` writes: what they serve, what interrupts them, what is refused."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -296,7 +298,7 @@ def test_what_cannot_be_quantized_is_refused_before_anything_is_written(tmp_path
         write(folder, tmp_path / "out", group_size=64)
     with pytest.raises(ConfigError, match="name a file with --calibration"):
         write(folder, tmp_path / "out", method="gptq")
-    with pytest.raises(ConfigError, match=r"tokenizer.json: no tokenizer"):
+    with pytest.raises(ConfigError, match=r"tokenizer.json is missing"):
         write(folder, tmp_path / "out", method="gptq", calibration=str(HELD_OUT))
     for name, content in (("short.txt", "a word"), ("bad.jsonl", "[1]"), ("bad.txt", None)):
         if content is not None:
@@ -362,6 +364,88 @@ def test_awq_computes_the_same_before_rounding(tmp_path: Path) -> None:
     expected = (before[up] * before[norm].float()).T @ before[down].T
     assert not torch.equal(weights[down], before[down])
     torch.testing.assert_close(inner, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_awq_scales_biases_as_it_scales_their_rows(tmp_path: Path) -> None:
+    """Some channels stand out, as they do in trained models; else all scales are about 1."""
+    source = toy(tmp_path, vocab_size=4096, mlp_bias=True)
+    tensors = load_file(source / SINGLE)
+    for name, tensor in tensors.items():
+        if "up_proj" in name:
+            tensor[:8] *= 30
+        if name.endswith("down_proj.weight"):
+            tensor[:, :8] /= 30
+    save_file(tensors, source / SINGLE)
+    (source / "tokenizer.json").write_bytes((TINY / "tokenizer.json").read_bytes())
+    read = {"calibration": str(HELD_OUT), "calibration_tokens": 512, "window": 128}
+    methods: dict[str, dict[str, Any]] = {"rtn": {}, "awq": read}
+    expected = logits(make_engine(source, kernels="reference"))
+    errors = {}
+    for method, more in methods.items():
+        out = tmp_path / method
+        write(source, out, bits=8, group_size=None, method=method, **more)
+        errors[method] = (logits(make_engine(out, kernels="reference")) - expected).norm()
+    assert errors["awq"] < errors["rtn"]
+
+
+def test_calibration_reads_text_as_the_gate_does(tmp_path: Path) -> None:
+    """A byte order mark, separators within JSON strings, a tokenizer that cuts what is long."""
+    config = read_model_config(TINY)
+    text = tmp_path / "text.jsonl"
+    lines = [json.dumps({"text": "a word and\u2028another " * 100}, ensure_ascii=False)] * 3
+    text.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    whole = read_windows(TINY, text, 4096, 64, config)
+    assert len(whole) >= 10
+    tokenizer = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["truncation"] = {
+        "max_length": 16, "strategy": "LongestFirst", "stride": 0, "direction": "Right",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert read_windows(tmp_path, text, 4096, 64, config) == whole
+
+
+def test_a_text_beyond_all_need_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "text.txt").open("wb") as file:
+        file.truncate(64 * 2**20 + 1)
+    with pytest.raises(ConfigError, match=r"67,108,865 bytes; calibration reads at most 67,108,86"):
+        read_windows(TINY, tmp_path / "text.txt", 512, 64, read_model_config(TINY))
+
+
+def test_a_source_whose_config_changed_is_another(tmp_path: Path) -> None:
+    folder, out = toy(tmp_path), tmp_path / "out"
+    begin(folder, out)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 5_000.0}))
+    with pytest.raises(ConfigError, match="was begun with another config"):
+        write(folder, out)
+
+
+def test_what_a_full_disk_interrupts_is_said_and_goes_on(tmp_path: Path) -> None:
+    """As a limit on the size of a file, which a process of its own has."""
+    folder, out = toy(tmp_path), tmp_path / "out"
+    code = f"""
+import resource
+from octavo.quantization.job import QuantizeOptions
+from octavo.quantization.writer import quantize_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+list(quantize_checkpoint(QuantizeOptions(
+    model={str(folder)!r}, out={str(out)!r}, bits=4, group_size=32, threads=1
+)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith(f"octavo.errors.ConfigError: --out {out}: ") and "too large" in last
+    assert last.endswith("what is whole there is kept")
+    write(folder, out)
+    write(folder, tmp_path / "expected")
+    assert contents(out) == contents(tmp_path / "expected")
+
+
+def test_a_manifest_that_was_half_written_is_none(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "quantization.part").write_text("{")
+    assert write(toy(tmp_path), out)
 
 
 def test_awq_is_nearer_on_text_it_has_not_read(tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ def run(options: GateOptions) -> int:
     except (OctavoError, OSError) as error:
         _err.print(f"octavo: {error}", style="bold red")
         return EXIT_NOT_MEASURED
-    return _show(result["record"], Path(result["folder"]))
+    return _show(result["record"], result["notes"], Path(result["folder"]))
 
 
 def _measured(options: GateOptions) -> dict[str, Any]:
-    """The last event of the worker. Raises OctavoError."""
+    """The last event of the worker, with the `notes` before it. Raises OctavoError."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"),
         TimeElapsedColumn(), TimeRemainingColumn(),
@@ -64,10 +64,13 @@ def _measured(options: GateOptions) -> dict[str, Any]:
         worker("octavo.quality.gate_worker", asdict(options)) as events,
     ):
         bar = progress.add_task("starting", total=None)
-        result = None
+        result, notes = None, list[str]()
         for event in events:
             if "record" in event:
-                result = event
+                result = {**event, "notes": notes}
+                continue
+            if "note" in event:
+                notes.append(event["note"])
                 continue
             now = event["progress"]
             progress.update(bar, description=now["step"], completed=now["done"], total=now["of"])
@@ -76,7 +79,7 @@ def _measured(options: GateOptions) -> dict[str, Any]:
     return result
 
 
-def _show(record: dict[str, Any], folder: Path) -> int:
+def _show(record: dict[str, Any], notes: list[str], folder: Path) -> int:
     numbers = TypeAdapter(Numbers).validate_python(record["numbers"])
     table = Table(box=None, pad_edge=False)
     for heading in ("", "measured", "limit"):
@@ -93,6 +96,8 @@ def _show(record: dict[str, Any], folder: Path) -> int:
     outcome = Outcome(record["outcome"])
     verdict = Verdict(outcome, record["reason"])
     _out.print(f"\n{verdict.line}\n", style=_STYLES[outcome], soft_wrap=True)
+    for note in notes:
+        _out.print(f"note: {note}\n", style="yellow", soft_wrap=True)
     _out.print(f"evidence  {folder / 'quality.json'}", soft_wrap=True)
     _out.print(f"report    {folder / record['report']}", soft_wrap=True)
     return outcome.exit_code

@@ -21,7 +21,7 @@ from octavo.playbook.findings import Findings
 from octavo.playbook.options import Options, Settled
 from octavo.playbook.tables import SHORT_HEADINGS, price_line, short_cells
 from octavo.playbook.verdict import nothing_is_good, sentence
-from octavo.quality.documents import read_texts
+from octavo.texts import read_texts
 
 EXIT_USAGE = 2
 

@@ -107,7 +107,8 @@ class Checkpoint:
 
 
 def checkpoint_digest(folder: Path, num_threads: int) -> bytes:
-    """SHA-256 over every byte of the weights' files: names, types, shapes and contents.
+    """SHA-256 over every byte of the weights' files: names, types, shapes and contents, and the
+    index, which says where each tensor is taken from if two files have it.
 
     All of them, as a fine-tune may change no more than the rows of a few tokens. The files are
     cut into pieces that threads hash side by side; they have just been read, so what limits is
@@ -118,6 +119,8 @@ def checkpoint_digest(folder: Path, num_threads: int) -> bytes:
         for shard in sorted(_shards(folder))
         for begin in range(0, _size(folder / shard), _HASHED_AT_ONCE)
     ]
+    if (folder / _INDEX).exists():
+        pieces.append((folder / _INDEX, 0))
     with ThreadPoolExecutor(num_threads, thread_name_prefix="octavo-digest") as pool:
         return sha256(b"".join(pool.map(_piece_digest, *zip(*pieces, strict=True)))).digest()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from octavo.quality.documents import read_texts
+from octavo.texts import read_texts
 
 _DOCUMENTS, _CHARACTERS = 24, 1_500
 

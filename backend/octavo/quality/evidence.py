@@ -5,23 +5,26 @@ as it is loaded, with int8 KV memory …); a new measurement of a form takes the
 A record speaks of the bytes that its hashes name, and of no others.
 """
 
+import fcntl
 import json
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from octavo.config import LARGEST_MARGIN
 from octavo.errors import ConfigError
 from octavo.execution.model_runner import ModelRunner
 from octavo.models.weights import checkpoint_digest
-from octavo.quality.verdict import Numbers, Outcome, percent
+from octavo.quality.verdict import Numbers, Outcome, judge, percent
 from octavo.quantization.kv import LAYOUT_VERSION
 from octavo.quantization.weights import ROUNDING_VERSION
 
@@ -29,6 +32,13 @@ FILE_NAME = "quality.json"
 _SCHEMA = 1
 _AT_ONCE = 2**20
 _FLOATS = ("float32", "bfloat16", "float16")
+_CHAT_FILES = (
+    "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.jinja",
+)  # fmt: skip
+LONG_CONTEXT_TOKENS = 1_024
+"""What rounds the context itself (KV memory, activations) shows its damage in long ones: evidence
+for it has read a window as long as this, or as long as what is served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +105,13 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """SHA-256, hexadecimal. weights: of models.weights.checkpoint_digest."""
+    """SHA-256, hexadecimal. weights: of models.weights.checkpoint_digest. chat: by file, of what
+    decides how prompts are written and when answers end; serving reads it, no measurement does."""
 
     weights: str
     config: str
     tokenizer: str
+    chat: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, num_threads: int, weights: bytes | None = None) -> "Hashes":
@@ -108,6 +120,7 @@ class Hashes:
             (weights or checkpoint_digest(folder, num_threads)).hex(),
             file_hash(folder / "config.json"),
             file_hash(folder / "tokenizer.json"),
+            {n: file_hash(folder / n) for n in _CHAT_FILES if (folder / n).is_file()},
         )
 
 
@@ -143,7 +156,7 @@ class Record:
     outcome: Outcome
     reason: str
     more_documents: int | None
-    margin: float
+    margin: Annotated[float, Field(gt=0, le=LARGEST_MARGIN)]
     baseline: Side
     candidate: Side
     text: TextFacts
@@ -157,7 +170,7 @@ class Record:
 class Finding:
     """Why a record does not speak for what is to be served."""
 
-    kind: Literal["missing", "stale", "verdict", "margin"]
+    kind: Literal["missing", "stale", "verdict", "margin", "context"]
     part: str
     why: str
 
@@ -182,7 +195,7 @@ def versions(runner: ModelRunner) -> dict[str, str]:
 def read(path: Path) -> tuple[Record, ...]:
     """All records of a file; none if there is no file. Raises ConfigError if it is no evidence."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, RecursionError) as exc:
@@ -197,14 +210,30 @@ def read(path: Path) -> tuple[Record, ...]:
         raise ConfigError(f"{path}: records.{where}: {fault['msg']}") from None
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
 def write(path: Path, record: Record) -> None:
     """Puts the record in the place of the one of its form. Raises ConfigError, OSError."""
-    others = [own for own in read(path) if own.candidate.form != record.candidate.form]
-    content = {"schema": _SCHEMA, "records": [asdict(own) for own in (*others, record)]}
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)  # a reader never sees half of it
+    with _locked(path.parent):
+        others = [own for own in read(path) if own.candidate.form != record.candidate.form]
+        content = {"schema": _SCHEMA, "records": [asdict(own) for own in (*others, record)]}
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)  # a reader never sees half of it
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two that measure forms of one folder write one after the other, and neither's is lost."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def find(records: Iterable[Record], form: Form) -> Record | None:
@@ -216,20 +245,22 @@ def check(
     candidate: Path | Hashes,
     *,
     margin: float | None = None,
+    context: int | None = None,
     baseline: Path | None = None,
     text: Path | None = None,
     num_threads: int = 1,
 ) -> tuple[Finding, ...]:
-    """What speaks against serving the candidate on this record; nothing if it holds. Baseline and
-    text are compared where they are at hand. Reads every byte of all of them; raises ConfigError if
-    a file is missing."""
-    return tuple(_findings(record, candidate, margin, baseline, text, num_threads))
+    """What speaks against serving the candidate on this record, in contexts of so many tokens;
+    nothing if it holds. Baseline and text are compared where they are at hand. Reads every byte of
+    all of them; raises ConfigError if a file is missing."""
+    return tuple(_findings(record, candidate, margin, context, baseline, text, num_threads))
 
 
 def _findings(
     record: Record,
     candidate: Path | Hashes,
     margin: float | None,
+    context: int | None,
     baseline: Path | None,
     text: Path | None,
     num_threads: int,
@@ -246,25 +277,50 @@ def _findings(
         if record.versions.get(part) != str(now):
             why = f"version {now}; measured with {record.versions.get(part)}"
             yield Finding("stale", part, why)
+    judged = judge(record.numbers, record.margin)
     if record.outcome is not Outcome.PASS:
         yield Finding("verdict", "verdict", f"{record.outcome.value}: {record.reason}")
+    elif judged.outcome is not Outcome.PASS:
+        why = f"it says pass, its numbers {judged.outcome.value}: {judged.reason}"
+        yield Finding("verdict", "verdict", why)
     elif margin is not None and not record.numbers.loss.upper <= margin:
         yield Finding(
             "margin", "margin",
             f"perplexity loss is up to {record.numbers.loss.upper:+.3%}; the margin is "
             f"{percent(margin)}",
         )  # fmt: skip
+    short = None if context is None else too_short(record, context)
+    if short is not None:
+        yield Finding("context", "context", short)
+
+
+def too_short(record: Record, context: int) -> str | None:
+    """Why a record says too little of contexts of so many tokens, if it does."""
+    needed = min(context - 1, LONG_CONTEXT_TOKENS)
+    if not record.candidate.form.quantizes_contexts or record.text.longest >= needed:
+        return None
+    return (
+        f"no window of {record.text.name} was longer than {record.text.longest:,} tokens; "
+        f"{record.candidate.form.short_name} is to be measured on one of {needed:,} or more"
+    )
 
 
 def _stale_parts(side: str, measured: Hashes, now: Hashes) -> Iterator[Finding]:
-    for part, name in (
-        ("weights", "weights"), ("config", "config.json"), ("tokenizer", "tokenizer.json"),
-    ):  # fmt: skip
-        was, own = getattr(measured, part), getattr(now, part)
+    parts: list[tuple[str, str | None, str | None]] = [
+        ("weights", measured.weights, now.weights),
+        ("config.json", measured.config, now.config),
+        ("tokenizer.json", measured.tokenizer, now.tokenizer),
+    ]
+    if side == "candidate":  # which is what is served
+        names = sorted({*measured.chat, *now.chat})
+        parts += [(name, measured.chat.get(name), now.chat.get(name)) for name in names]
+    for name, was, own in parts:
         if was != own:
-            yield Finding(
-                "stale", f"{side} {name}", f"SHA-256 {own[:12]}…; {was[:12]}… was measured"
-            )
+            yield Finding("stale", f"{side} {name}", f"{_shown(own)}; {_shown(was)} was measured")
+
+
+def _shown(digest: str | None) -> str:
+    return "no file" if digest is None else f"SHA-256 {digest[:12]}…"
 
 
 def file_hash(path: Path) -> str:

@@ -15,7 +15,6 @@ from octavo.config import LARGEST_MARGIN
 from octavo.errors import ConfigError
 from octavo.models.model_config import ModelConfig, read_model_config
 from octavo.quality import evidence, report
-from octavo.quality.documents import Document, TextTokenizer, cut_windows, read_texts
 from octavo.quality.evidence import Form, Hashes, Record, Side, TextFacts
 from octavo.quality.measure import (
     Measured,
@@ -28,11 +27,16 @@ from octavo.quality.measure import (
 from octavo.quality.options import GateOptions
 from octavo.quality.statistics import bound_loss
 from octavo.quality.verdict import Numbers, judge
+from octavo.quality.windows import cut_windows
+from octavo.texts import Document, TextTokenizer, read_texts
+
+_MOST_NATS = 700.0  # exp of it is still a number
 
 
 def run(options: GateOptions) -> Iterator[dict[str, Any]]:
-    """Events: `progress` with tokens `done` and `of`, then the `record`, as JSON has it, with the
-    folder of its files. Raises ConfigError."""
+    """Events: `progress` with tokens `done` and `of`, a `note` for each thing that weakens what was
+    measured, then the `record`, as JSON has it, with the folder of its files. Raises ConfigError.
+    """
     if not 0 < options.margin <= LARGEST_MARGIN:
         raise ConfigError(f"--margin = {options.margin}: above 0, at most {LARGEST_MARGIN}")
     folders = Path(options.baseline), Path(options.candidate)
@@ -99,6 +103,14 @@ def run(options: GateOptions) -> Iterator[dict[str, Any]]:
     )
     (out / record.report).write_text(report.page(record, measured), encoding="utf-8")
     evidence.write(out / evidence.FILE_NAME, record)
+    if (short := evidence.too_short(record, models[1].max_position)) is not None:
+        yield {"note": f"{short}, unless it serves contexts no longer than {record.text.longest:,}"}
+    if len(documents) > 1 and text.suffix == ".txt" and b"\f" not in text.read_bytes():
+        yield {
+            "note": f"{text.name} has no form feeds, so each of its {len(documents):,} paragraphs "
+            "counts as a document; if they are of one text, the bounds are surer than they may be: "
+            "put form feeds between the texts"
+        }
     yield {"record": evidence.to_json(record), "folder": str(out)}
 
 
@@ -117,8 +129,8 @@ def count(measured: Measured, vocab_size: int) -> Numbers:
         documents=len(tokens),
         tokens=int(total),
         vocab_size=vocab_size,
-        baseline_perplexity=math.exp(baseline),
-        candidate_perplexity=math.exp(candidate),
+        baseline_perplexity=math.exp(min(baseline, _MOST_NATS)),
+        candidate_perplexity=math.exp(min(candidate, _MOST_NATS)),
         loss=bound_loss(differences, tokens),
         mean_kl_nats=sum(float(own.kl.sum(dtype=np.float64)) for own in scores) / total,
         top1_ratio=sum(int((s.baseline_top == s.candidate_top).sum()) for s in scores) / total,

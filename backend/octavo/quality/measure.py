@@ -21,7 +21,8 @@ from octavo.execution.forward_batch import ForwardBatch
 from octavo.execution.memory_plan import kv_layout
 from octavo.execution.model_runner import ModelRunner
 from octavo.models.model_config import read_model_config
-from octavo.quality.documents import Document, TextTokenizer, Window
+from octavo.quality.windows import Window
+from octavo.texts import Document, TextTokenizer
 
 _CHUNK_TOKENS = 256
 _LOGITS_OF_A_CHUNK = 2**25  # numbers; the chunks of large vocabularies are shorter

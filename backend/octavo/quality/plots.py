@@ -11,6 +11,8 @@ from octavo.quality.verdict import percent
 
 _WIDTH, _HEIGHT = 720, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 40
+# Nats. Beyond, a candidate guesses; and far beyond, perplexity is no number any more.
+_MOST_LABELLED = 20.0
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +26,8 @@ class _Plot:
         low, high = min(lowest, 0.0), max(highest, 1.2 * limit)
         self._low, self._span = low - 0.05 * (high - low), 1.1 * (high - low)
         self._marks = [f"<title>{escape(title)}</title>"]
-        for ratio in _ticks(float(np.expm1(self._low)), float(np.expm1(self._low + self._span))):
+        highest = min(self._low + self._span, _MOST_LABELLED)
+        for ratio in _ticks(float(np.expm1(self._low)), float(np.expm1(highest))):
             # A label beside the margin's would cover it.
             if ratio and abs(self.y(float(np.log1p(ratio))) - self.y(limit)) > 14:
                 self._line(float(np.log1p(ratio)), "grid", f"{100 * ratio:+.3g} %")

@@ -106,8 +106,8 @@ def _examine(
             return None, (Finding("missing", "evidence", why),)
         hashes = Hashes.of(runner.folder, runner.num_threads, runner.checkpoint_digest)
         found = evidence.check(
-            record, hashes, margin=margin, baseline=_baseline_at_hand(runner.folder, record),
-            num_threads=runner.num_threads,
+            record, hashes, margin=margin, context=runner.max_model_len,
+            baseline=_baseline_at_hand(runner.folder, record), num_threads=runner.num_threads,
         )  # fmt: skip
     except ConfigError as exc:  # a file that cannot be read
         return None, (Finding("missing", "evidence", str(exc)),)
@@ -116,12 +116,15 @@ def _examine(
 
 def _baseline_at_hand(folder: Path, record: Record) -> Path | None:
     """The folder of the baseline's name beside the candidate's. There need be none, as it is not
-    what is served. Where the two are one folder it is the candidate, which is looked at anyway."""
-    name = record.baseline.name
+    what is served; one that shares neither config.json nor tokenizer.json is another model's. Where
+    the two are one folder it is the candidate, which is looked at anyway."""
+    name, hashes = record.baseline.name, record.baseline.hashes
     beside = folder.parent / name
-    is_name = Path(name).name == name and name not in ("", ".", "..")
-    is_there = is_name and (beside / "config.json").is_file()
-    return beside if is_there and beside.resolve() != folder else None
+    if Path(name).name != name or name in ("", ".", "..") or beside.resolve() == folder:
+        return None
+    files = ((beside / "config.json", hashes.config), (beside / "tokenizer.json", hashes.tokenizer))
+    same = any(path.is_file() and evidence.file_hash(path) == known for path, known in files)
+    return beside if same else None
 
 
 def _other_source(folder: Path, record: Record) -> Iterator[Finding]:
@@ -144,6 +147,7 @@ _SAID = {
     "stale": "its evidence is stale",
     "verdict": "it did not pass when it was measured",
     "margin": "what it may have lost is more than the margin",
+    "context": "its evidence is of short contexts",
 }
 
 
@@ -158,7 +162,7 @@ def _refusal(
     kinds = dict.fromkeys(finding.kind for finding in findings)
     reasons = ", and ".join(_SAID[kind] for kind in kinds)
     details = "; ".join(
-        finding.why if finding.part in ("evidence", "verdict", "margin")
+        finding.why if finding.kind in ("missing", "verdict", "margin", "context")
         else f"{finding.part}: {finding.why}"
         for finding in findings
     )  # fmt: skip

@@ -55,7 +55,7 @@ def bound_loss(
     d, t = np.asarray(differences, np.float64), np.asarray(tokens, np.float64)
     assert d.shape == t.shape and d.ndim == 1 and (t > 0).all()
     mean = float(d.sum() / t.sum())
-    estimate = math.expm1(mean)
+    estimate = _ratio(mean)
     if len(d) < 2:
         return Bounds(estimate, -1.0, UNBOUNDED)
     above, below = (_repeat_farthest(d, t, mean, side) for side in (1, -1))

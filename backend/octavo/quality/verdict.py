@@ -13,6 +13,9 @@ on others; so a damage screen rejects what has become another model. It accepts 
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
+
+from pydantic import Field
 
 from octavo.config import LARGEST_MARGIN
 from octavo.quality.statistics import UNBOUNDED, Bounds, documents_needed
@@ -42,8 +45,8 @@ class Numbers:
     tokens_not_finite: of the candidate; each counts as a loss of twice what chance would lose
     """
 
-    documents: int
-    tokens: int
+    documents: Annotated[int, Field(ge=1)]
+    tokens: Annotated[int, Field(ge=1)]
     vocab_size: int
     baseline_perplexity: float
     candidate_perplexity: float

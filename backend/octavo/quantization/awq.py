@@ -20,26 +20,31 @@ _STEPS = 20  # of the exponent, from 0 (plain rounding) up to 1
 
 def fold_scales(
     weights: dict[str, Tensor],
-    norms: dict[str, Tensor],
+    others: dict[str, Tensor],
     hessians: dict[str, Tensor],
     config: ModelConfig,
     bits: int,
     group_size: int | None,
 ) -> None:
-    """Changes a layer's `weights`, float32, and `norms`, as the checkpoint stores them, in place,
-    so that it computes the same before anything is rounded. hessians: of each matrix's inputs."""
+    """Changes a layer's matrices, `weights`, float32, and its `others` (norms, biases as "….bias"),
+    as the checkpoint stores them, so that it computes the same before anything is rounded.
+    hessians: of each matrix's inputs."""
     own = config.tensor_names
     ups = weights[own.gate_up[-1]][-config.intermediate_size :]  # of a stacked one, the lower half
     down = "mlp.down_proj"
     scales = _best_scales([weights[down]], hessians[down], bits, group_size)
     ups /= scales[:, None]
+    if (name := f"{own.gate_up[-1]}.bias") in others:
+        bias = others[name].float().clone()
+        bias[-config.intermediate_size :] /= scales
+        others[name] = bias.to(others[name].dtype)
     weights[down] *= scales
     for names, norm in ((own.qkv, "input_layernorm"), (own.gate_up, own.mlp_norm)):
         matrices = [weights[name] for name in names]
         scales = _best_scales(matrices, hessians[names[0]], bits, group_size)
-        before = norms[norm].float() + config.norm_offset
-        norms[norm] = (before / scales - config.norm_offset).to(norms[norm].dtype)
-        after = norms[norm].float() + config.norm_offset
+        before = others[norm].float() + config.norm_offset
+        others[norm] = (before / scales - config.norm_offset).to(others[norm].dtype)
+        after = others[norm].float() + config.norm_offset
         # By what the norm has become once it is rounded. One that is 0 hides its input anyway.
         folded = torch.where(after == 0, 1.0, before / after)
         for matrix in matrices:

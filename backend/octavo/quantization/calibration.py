@@ -1,7 +1,7 @@
 """Runs text through a decoder one layer at a time, to see what its matrices multiply."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +21,14 @@ from octavo.models.rope import RotaryTable
 from octavo.models.weights import Checkpoint
 from octavo.quantization.kv import KV_FORMATS, KVLayout
 from octavo.quantization.weights import WEIGHT_FORMATS
+from octavo.texts import TextTokenizer, read_texts
 
 _BLOCK_SIZE = 16
 # Of what the layers pass on, in float32: fewer windows are taken of a wide model.
 _STATE_BYTES = 256 * 2**20
+_LARGEST_TEXT = 64 * 2**20  # bytes; it is in memory as a whole
+_PIECE = 2**16  # characters
+_CHARACTERS_PER_TOKEN = 32  # more than any text has on average
 
 
 def read_windows(
@@ -32,38 +36,37 @@ def read_windows(
 ) -> list[list[int]]:
     """Windows of the tokens of a file of text, or of .jsonl with a "text" in each line, spread
     evenly over it. Raises ConfigError if there is not one."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as exc:  # whatever the Rust side raises
-        raise ConfigError(f"{folder / 'tokenizer.json'}: no tokenizer ({exc})") from None
+    tokenizer = TextTokenizer(folder, config.vocab_size)
     length = min(window, config.max_position)
-    tokens = [i for document in _documents(text) for i in tokenizer.encode(document).ids]
+    tokens = array("i")  # 4 bytes each, which lists take ten times
+    for piece in _pieces(text, num_tokens):
+        (document,) = tokenizer.documents([piece])
+        tokens.extend((*tokenizer.prefix, *document.token_ids))
     if len(tokens) < length:
         raise ConfigError(f"{text}: {len(tokens)} tokens; a window of {length} is the least")
-    if max(tokens) >= config.vocab_size:
-        raise ConfigError(f"{folder / 'tokenizer.json'}: token {max(tokens)} is none of the model")
     affordable = _STATE_BYTES // (4 * config.hidden_size)
     wanted = max(1, min(num_tokens, affordable) // length)
     available = len(tokens) // length
     count = min(wanted, available)
     starts = [index * available // count * length for index in range(count)]
-    return [tokens[begin : begin + length] for begin in starts]
+    return [tokens[begin : begin + length].tolist() for begin in starts]
 
 
-def _documents(text: Path) -> Iterator[str]:
-    try:
-        content = text.read_text(encoding="utf-8")
-        if text.suffix == ".jsonl":
-            for line in filter(str.strip, content.splitlines()):
-                yield str(json.loads(line)["text"])
-        else:
-            yield content
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+def _pieces(text: Path, num_tokens: int) -> list[tuple[str, str]]:
+    """The documents' places and texts, long ones in pieces, as encoding takes hundreds of bytes a
+    character; of far more than `num_tokens` can need, every so many."""
+    if text.is_file() and text.stat().st_size > _LARGEST_TEXT:
         raise ConfigError(
-            f"{text}: neither text nor .jsonl with a 'text' in each line ({exc})"
-        ) from None
+            f"{text}: {text.stat().st_size:,} bytes; calibration reads at most {_LARGEST_TEXT:,}, "
+            "of which it takes some thousand tokens: cut a sample"
+        )
+    pieces = [
+        (place, own[begin : begin + _PIECE])
+        for place, own in read_texts(text, by_paragraph=False)
+        for begin in range(0, len(own), _PIECE)
+    ]
+    spare = sum(len(own) for _, own in pieces) // (_CHARACTERS_PER_TOKEN * num_tokens)
+    return pieces[:: max(1, min(spare, len(pieces)))]
 
 
 class _ObservedOperators:

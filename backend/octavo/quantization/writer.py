@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -45,12 +46,15 @@ def quantize_checkpoint(options: QuantizeOptions) -> Iterator[dict[str, Any]]:
     already. Raises ConfigError."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    job = _Job(options)
-    total = job.config.num_layers + 1
-    yield {"done": len(job.shards), "of": total, "kept": len(job.shards)}
-    kept = len(job.shards)
-    for done in job.run():
-        yield {"done": done, "of": total, "kept": kept}
+    try:
+        job = _Job(options)
+        total = job.config.num_layers + 1
+        kept = len(job.shards)
+        yield {"done": kept, "of": total, "kept": kept}
+        for done in job.run():
+            yield {"done": done, "of": total, "kept": kept}
+    except (OSError, SafetensorError) as exc:  # a full disk, above all
+        raise ConfigError(f"--out {options.out}: {exc}; what is whole there is kept") from None
 
 
 class _Job:
@@ -91,13 +95,14 @@ class _Job:
             "options": options,
             "rounding": ROUNDING_VERSION,
             "source": checkpoint_digest(self.folder, threads).hex(),
+            "config": _digest(self.folder / "config.json"),
             "calibration": sha256(json.dumps(self._windows).encode()).hexdigest(),
         }
         path = self.out / MANIFEST
         if (self.out / "config.json").exists():
             raise ConfigError(f"--out {self.out}: holds a checkpoint; nothing is overwritten")
         if not path.exists():
-            if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            if self.out.exists() and not (self.out.is_dir() and _holds_nothing(self.out)):
                 raise ConfigError(f"--out {self.out}: is not an empty folder")
             self.out.mkdir(parents=True, exist_ok=True)
             _write_json(path, {**wanted, "shards": {}})
@@ -167,14 +172,10 @@ class _Job:
         }
         hessians = self._hessians(source, index, calibration)
         if self.options.method == "awq":
-            norms = {
-                name.removeprefix(prefix).removesuffix(".weight"): tensor
-                for name, tensor in others.items()
-            }
-            fold_scales(weights, norms, hessians, self.config, bits, self._group_size)
-            others = {
-                name: norms[name.removeprefix(prefix).removesuffix(".weight")] for name in others
-            }
+            names = {name.removeprefix(prefix).removesuffix(".weight"): name for name in others}
+            folded = {short: others[name] for short, name in names.items()}
+            fold_scales(weights, folded, hessians, self.config, bits, self._group_size)
+            others = {names[short]: tensor for short, tensor in folded.items()}
         tensors = dict(others)
         for group in self._matrices:
             for name, own in self._quantized(group, weights, hessians):
@@ -267,6 +268,11 @@ def _check_groups(matrices: list[list[Matrix]], options: QuantizeOptions) -> Non
                 f"--group-size {options.group_size}: rows of {name} have {width} weights, which "
                 f"are no whole groups; {cure} all matrices"
             )
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """But for a manifest that was interrupted while it was first written."""
+    return {path.name for path in folder.iterdir()} <= {Path(MANIFEST).with_suffix(".part").name}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

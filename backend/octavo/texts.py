@@ -1,4 +1,4 @@
-"""The text that a candidate is measured on: documents, their tokens, and windows of a context."""
+"""Files of text: documents, and the tokens that a checkpoint makes of them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,30 +16,12 @@ class Document:
     token_ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A stretch of a document that is read at once: each token behind the first is predicted from
-    those before it.
-
-    document: its number. token_ids: what is read, and one more at its end that is only predicted
-    given: how many at its beginning are not scored
-    """
-
-    document: int
-    token_ids: tuple[int, ...]
-    given: int
-
-    @property
-    def num_scored(self) -> int:
-        return len(self.token_ids) - self.given
-
-
-def read_texts(path: Path) -> list[tuple[str, str]]:
+def read_texts(path: Path, *, by_paragraph: bool = True) -> list[tuple[str, str]]:
     """Each document's place ("file:line") and text, the empty ones left out. Raises ConfigError
     naming file and line.
 
     .jsonl: the "text" of each line. .txt: separated by form feeds or, if there are none, by blank
-    lines.
+    lines; without `by_paragraph` it is one document then.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise ConfigError(f"{path}: a text is .txt or .jsonl")
@@ -52,7 +34,7 @@ def read_texts(path: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError as exc:
         line = content.count(b"\n", 0, exc.start) + 1
         raise ConfigError(f"{path}:{line}: byte {content[exc.start]:#04x} is not UTF-8") from None
-    found = _json_lines(path, text) if path.suffix == ".jsonl" else _plain(path, text)
+    found = _json_lines(path, text) if path.suffix == ".jsonl" else _plain(path, text, by_paragraph)
     texts = [(place, own) for place, own in found if own.strip()]
     if not texts:
         raise ConfigError(f"{path}: there is no text in it")
@@ -78,9 +60,9 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
         yield f"{path.name}:{number}", own
 
 
-def _plain(path: Path, text: str) -> Iterator[tuple[str, str]]:
+def _plain(path: Path, text: str, by_paragraph: bool) -> Iterator[tuple[str, str]]:
     text = text.replace("\r\n", "\n")
-    if "\f" in text:
+    if "\f" in text or not by_paragraph:
         line = 1
         for part in text.split("\f"):
             yield f"{path.name}:{line + _leading_lines(part)}", part.strip("\n")
@@ -157,21 +139,3 @@ def _common_beginning(a: Sequence[int], b: Sequence[int]) -> Sequence[int]:
     while count < min(len(a), len(b)) and a[count] == b[count]:
         count += 1
     return a[:count]
-
-
-def cut_windows(
-    documents: Sequence[Document], prefix: tuple[int, ...], context: int
-) -> list[Window]:
-    """Windows that read at most `context` tokens, document by document. Each begins with what the
-    tokenizer puts before a text or, if that is nothing, with a token of the document; so each token
-    is scored once, but for a document's first where nothing stands before it."""
-    assert context > len(prefix)
-    windows = []
-    for number, document in enumerate(documents):
-        ids = document.token_ids
-        first = 0 if prefix else 1
-        room = context - max(len(prefix), 1) + 1
-        for begin in range(first, len(ids), room):
-            head = prefix or (ids[begin - 1],)
-            windows.append(Window(number, (*head, *ids[begin : begin + room]), len(head)))
-    return windows
