@@ -279,9 +279,8 @@ class DecodeLoop:
     def _count_admitted(self, plan: StepPlan) -> None:
         now_s = time.monotonic()
         for sequence in (scheduled.sequence for scheduled in plan.prefills):
-            if sequence.num_computed_tokens == sequence.num_cached_tokens and not (
-                sequence.num_preemptions
-            ):
+            if not sequence.is_counted:
+                sequence.is_counted = True
                 self.stats.prompt_tokens += sequence.num_prompt_tokens
                 queue_s = now_s - sequence.arrival_s
                 self.stats.queue_time_s.observe(queue_s)

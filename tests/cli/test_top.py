@@ -106,12 +106,15 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_1() -> None:
     )
 
 
-def test_a_server_of_something_else_is_told_apart() -> None:
+@pytest.mark.parametrize(
+    ("page", "said"), [(b"up 1\n", "no octavo metrics"), (b"Hello world\n", "are no metrics")]
+)
+def test_a_server_of_something_else_is_told_apart(page: bytes, said: str) -> None:
     class Other(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b"up 1\n")
+            self.wfile.write(page)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -119,7 +122,7 @@ def test_a_server_of_something_else_is_told_apart() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        with pytest.raises(ScrapeError, match="no octavo metrics"):
+        with pytest.raises(ScrapeError, match=said):
             scrape(f"http://127.0.0.1:{server.server_port}/metrics")
         server.shutdown()
         thread.join()
@@ -129,7 +132,9 @@ def test_a_server_of_something_else_is_told_apart() -> None:
     ("arguments", "part"),
     [
         (["--url", "nowhere"], "--url = nowhere: http://host:port"),
+        (["--url", "http://[::1:8002"], "--url = http://[::1:8002: http://host:port"),
         (["--interval", "0"], "interval"),
+        (["--interval", "inf"], "interval"),
         (["--interval", "x"], "interval"),
     ],
 )

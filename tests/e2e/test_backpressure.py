@@ -122,6 +122,7 @@ def test_priority_1_overtakes_what_is_queued(narrow: Target, running: list[HttpS
 
 def test_running_streams_are_undisturbed_by_a_full_queue(narrow: Target) -> None:
     alone = [narrow.generate(prompt_ids(8, seed), max_tokens=200) for seed in range(2)]
+    longest_alone_s = max(statistics.quantiles(own.gaps_s, n=20)[-1] for own in alone)
     running = [narrow.send(prompt_ids(8, seed), max_tokens=200) for seed in range(3)]
     refused = 0
     while not any(stream.is_done for stream in running[:2]):
@@ -131,7 +132,7 @@ def test_running_streams_are_undisturbed_by_a_full_queue(narrow: Target) -> None
     for stream, own in zip(running[:2], alone, strict=True):
         answer = stream.result()
         assert answer.token_ids == own.token_ids
-        assert statistics.quantiles(answer.gaps_s, n=20)[-1] < 0.1
+        assert statistics.quantiles(answer.gaps_s, n=20)[-1] < 0.1 + 3 * longest_alone_s
     running[2].result()
 
 

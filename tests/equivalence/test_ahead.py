@@ -150,6 +150,10 @@ def test_a_step_without_memory_costs_one_request(exact_case: Case, ahead: bool) 
     results = generate_checked(engine, exact_case.prompts, exact_case.params)
     failed = [index for index, result in enumerate(results) if result.finishes == ["error"]]
     assert len(failed) == 1 and calls > 2
+    untroubled = exact_case.engine(run_ahead=ahead, max_num_batched_tokens=64)
+    generate_checked(untroubled, exact_case.prompts, exact_case.params)
+    assert engine.stats.prompt_tokens == untroubled.stats.prompt_tokens
+    assert engine.stats.queue_time_s.count == untroubled.stats.queue_time_s.count
     for index, (got, expected) in enumerate(zip(results, exact_case.alone, strict=True)):
         if index not in failed:
             assert_equal(got, expected)

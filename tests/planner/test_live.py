@@ -36,6 +36,7 @@ BUSY = Load(
     preemptions=0, busy_s=9.0, idle_s=0.5, overhead_s=0.5, memory_s=7.0, compute_s=2.0,
     prefill_s=3.0, decode_s=6.0, weight_bytes=9e9, kv_bytes=1e9,
 )  # fmt: skip
+STILL = {"busy_s": 0.0, "idle_s": 0.0, "overhead_s": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,9 @@ BUSY = Load(
         ),
         ({"overhead_s": 3.0}, "host", "25 % of the loop's time"),
         ({"idle_s": 9.5}, "traffic", "idle 50 % of the time"),
-        ({"busy_s": 0.0, "idle_s": 0.0, "overhead_s": 0.0}, "traffic", "idle 100 %"),
+        ({**STILL, "running": 0}, "traffic", "idle 100 %"),
+        (STILL, "no_step", "4 running, 0 waiting"),
+        ({**STILL, "running": 0, "waiting": 3}, "no_step", "0 running, 3 waiting"),
         ({"running": 32, "waiting": 5}, "places", "32 of 32 taken, 5 wait"),
         ({"waiting": 5}, "weight_bandwidth", ""),  # on their way in
         ({"waiting": 5, "kv_usage_ratio": 0.9}, "kv_memory", "90 % used, 0 preemptions"),

@@ -64,6 +64,17 @@ def test_a_stage_that_costs_more_is_not_called_a_saving() -> None:
     assert "cost 100% more than with contiguous memory" in sentence(dear)
 
 
+def test_a_stage_that_met_the_slo_for_no_request_gets_no_credit() -> None:
+    last = sentence(findings({**RATES, "prefix": 0}))
+    assert last.startswith("With paged KV memory and continuous batching a million good tokens")
+    assert "No request met the SLO with 3 prefix cache." in last
+    middle = sentence(findings({**RATES, "paged": 0}))
+    assert middle.startswith("With paged KV memory, continuous batching and the prefix cache a")
+    none = sentence(findings({key: 2 if key == "contiguous" else 0 for key in RATES}))
+    assert none.startswith("No request met the SLO with 1 paged KV, 2 continuous, 3 prefix cache (")
+    assert "0% less" not in none and "Int8 KV memory: no request met the SLO." in none
+
+
 def test_a_skipped_stage_is_there_with_its_reason() -> None:
     rates = {key: rate for key, rate in RATES.items() if key != "generate"}
     row = findings(rates, skipped={"generate": "it is not installed"}).rows[0]

@@ -221,7 +221,10 @@ def top(
         str, typer.Option(help="The server's metrics, http://host:port.")
     ] = "http://localhost:8002",
     interval: Annotated[
-        float, typer.Option(help="Seconds between frames; a server counts once a second.", min=1)
+        float,
+        typer.Option(
+            help="Seconds between frames; a server counts once a second.", min=1, max=86_400
+        ),
     ] = 2,
     once: Annotated[
         bool, typer.Option("--once", help="Print one frame after an interval and end.")

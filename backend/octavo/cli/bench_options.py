@@ -31,6 +31,8 @@ def check_file(option: str, file: Path | None) -> None:
     """Raises ConfigError."""
     if file is not None and not file.absolute().parent.is_dir():
         raise ConfigError(f"{option} = {file}: no folder {file.absolute().parent}")
+    if file is not None and file.is_dir():
+        raise ConfigError(f"{option} = {file}: is a folder; name a file in it")
 
 
 def check_picture(option: str, file: Path | None) -> None:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from octavo.benchmarks.machine import machine, versions
 from octavo.cli.bench_process import worker
@@ -28,6 +28,8 @@ from octavo.quantization.job import Method, QuantizeOptions
 # What goes on, how many loads have ended with it, and what only a bar has room for.
 Tell = Callable[[str, int, str], None]
 
+_Read = TypeVar("_Read")
+_NOT_READABLE = (AttributeError, KeyError, TypeError, ValueError)
 _NO_TEXT = "no text to judge by; name one with --text"
 
 
@@ -58,6 +60,7 @@ class Measuring:
             "machine",
             {},
             lambda: one_event("octavo.playbook.machine_worker", asdict(self._settled), "machine"),
+            Machine.from_json,
         )
         text = self._text()
         self._judge(KV_INT8, text)
@@ -70,7 +73,7 @@ class Measuring:
                 if stage.key not in self._skipped:
                     self._measure_or_skip(stage, number)
         return find(
-            self._options, self._settled, Machine.from_json(beside), self._samples,
+            self._options, self._settled, beside, self._samples,
             self._qualities, self._skipped,
         )  # fmt: skip
 
@@ -95,7 +98,10 @@ class Measuring:
             return
         has_signal = self._qualities[KV_INT8.key].judged != "no signal"
         method: Method = "gptq" if options.calibration and has_signal else "rtn"
-        text = f"-{options.calibration_tokens}-tokens" if method != "rtn" else ""
+        text = ""
+        if method == "gptq":
+            own = sha256(Path(options.calibration or "").read_bytes()).hexdigest()
+            text = f"-{options.calibration_tokens}-tokens-of-{own[:8]}"
         name = f"weights-int4-{method}{text}-g{settled.group_size}-{settled.digest[:8]}"
         folder = self._out / name
         self._folder = str(folder)
@@ -156,11 +162,13 @@ class Measuring:
             return result
 
         try:
-            result = self._kept("gate", inputs, measure)
+            return self._kept(
+                "gate", inputs, measure,
+                lambda found: Quality.of_record(found["record"], f"quality/{stage.key}"),
+            )  # fmt: skip
         except OctavoError as error:
             self._tell(f"gate, {stage.label}: NOT JUDGED: {error}", 0, "")
             return _unjudged(options, str(error))
-        return Quality.of_record(result["record"], f"quality/{stage.key}")
 
     # Speed.
 
@@ -189,7 +197,7 @@ class Measuring:
         ended = self._key("ended", {**inputs, "loads": loads, "slo": asdict(slo)})
         keys = {users: self._key("sample", {**inputs, "users": users}) for users in loads}
         stored = [self._store.get(keys[users]) for users in self._store.get(ended) or loads]
-        found = [Sample.from_json(each) for each in takewhile(bool, stored) if each]
+        found = [each for each in takewhile(bool, map(_sample, stored)) if each]
         has_ended = [each.users for each in found] == self._store.get(ended)
         label = f"round {number + 1}, {stage.label}"
         self._tell(f"{label}: {len(found)} there already" if found else label, len(found), "")
@@ -230,15 +238,26 @@ class Measuring:
         return key_of(kind, {**inputs, **self._common})
 
     def _kept(
-        self, kind: str, inputs: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
+        self,
+        kind: str,
+        inputs: Mapping[str, Any],
+        measure: Callable[[], dict[str, Any]],
+        read: Callable[[Any], _Read],
+    ) -> _Read:
         key = self._key(kind, inputs)
-        found = self._store.get(key)
-        if found is None:
+        try:
+            return read(self._store.get(key))
+        except _NOT_READABLE:  # it is not there, or of another version
             found = measure()
             self._store.put(key, found)
-        result: dict[str, Any] = found
-        return result
+            return read(found)
+
+
+def _sample(stored: Any) -> Sample | None:
+    try:
+        return Sample.from_json(stored)
+    except _NOT_READABLE:
+        return None
 
 
 def one_event(module: str, options: Mapping[str, Any], name: str) -> dict[str, Any]:

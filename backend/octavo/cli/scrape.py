@@ -89,9 +89,12 @@ def scrape(url: str, timeout_s: float = 5.0) -> Scrape:
     try:
         with _OPENER.open(url, timeout=timeout_s) as response:
             text = response.read().decode("utf-8", errors="replace")
-    except (OSError, HTTPException) as exc:
+    except (OSError, HTTPException, UnicodeError) as exc:  # no name at all, the last
         raise ScrapeError(f"no answer ({getattr(exc, 'reason', None) or exc})") from None
-    found = Scrape.parse(text, time.monotonic())
+    try:
+        found = Scrape.parse(text, time.monotonic())
+    except ValueError as exc:
+        raise ScrapeError(f"what it answers are no metrics ({exc})") from None
     if found.value("octavo_engine_up") is None:
         raise ScrapeError("it has no octavo metrics: is it the metrics port of an Octavo server?")
     return found

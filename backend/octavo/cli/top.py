@@ -42,11 +42,11 @@ def run(url: str, interval_s: float, *, once: bool) -> int:
 
 def metrics_address(url: str) -> str | None:
     """With the path that Triton has it at, if there is none. None if it is no address."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname)
         is_valid = is_valid and (parts.port is None or parts.port > 0)
-    except ValueError:  # the port
+    except ValueError:  # brackets that do not close, or the port
         return None
     if not is_valid:
         return None
@@ -76,5 +76,6 @@ def _watch(console: Console, address: str, before: Scrape, interval_s: float) ->
             except ScrapeError as exc:
                 shown = Text(f"{address}: {exc}; still trying, Ctrl-C ends", style="bold red")
                 continue
-            shown = frame(Interval(before, after), f"{address}, last {interval_s:g} s")
+            interval = Interval(before, after)  # with an outage, if there was one
+            shown = frame(interval, f"{address}, last {interval.seconds:.1f} s")
             before = after

@@ -57,7 +57,8 @@ def frame(interval: Interval, title: str) -> RenderableType:
     ):
         table.add_row(name, line)
     table.add_row("limit", _limit(live_limit(load)))
-    return Panel(table, title=title, title_align="left", expand=False)
+    # Not markup, which takes the brackets of an IPv6 address away.
+    return Panel(table, title=Text(title), title_align="left", expand=False)
 
 
 def _tokens(interval: Interval) -> str:

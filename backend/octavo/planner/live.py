@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 LimitName = Literal[
-    "down", "kv_memory", "places", "traffic", "host", "prefill_compute", "decode_compute",
-    "kv_bandwidth", "weight_bandwidth",
+    "down", "kv_memory", "places", "no_step", "traffic", "host", "prefill_compute",
+    "decode_compute", "kv_bandwidth", "weight_bandwidth",
 ]  # fmt: skip
 
 _KV_FULL_RATIO = 0.9
@@ -92,6 +92,12 @@ def live_limit(load: Load) -> Limit:
             "wait): raise max_num_seqs while TPOT allows, or add a replica",
         )
     total_s = load.total_s
+    if total_s <= 0 and load.running + load.waiting > 0:
+        return Limit(
+            "no_step",
+            f"no step has ended ({load.running:.0f} running, {load.waiting:.0f} waiting): one is "
+            "longer than the interval, or the engine hangs",
+        )
     if load.busy_s <= 0 or load.idle_s >= _IDLE_RATIO * total_s:
         idle = load.idle_s / total_s if total_s > 0 else 1.0
         return Limit(

@@ -45,7 +45,7 @@ def _page(findings: Findings) -> Claim:
     tokens = 16 if block is None else block.block_tokens
     return Claim(
         "KV memory in pages of 16 KB",
-        f"16 KB are {settled.page_tokens} tokens of one layer of this model "
+        f"16 KB are {settled.page_tokens or 'less than one'} tokens of one layer of this model "
         f"({settled.kv_layer_token_bytes:,} bytes each), which the engine takes as "
         f"{settled.engine_page_tokens}; measured with its own {tokens} tokens, "
         f"{tokens * settled.kv_layer_token_bytes / 1024:,.0f} KB a layer",
@@ -149,13 +149,18 @@ def _cost(findings: Findings) -> Claim:
     first, last, proven = findings.first, findings.last_unquantized, findings.last_proven
     if first.cost is None or last is None or last is first or proven is None:
         return Claim(claim, "no two stages to compare", "not measured")
-    saved = [_saved(first, row) for row in (last, proven)]
+    saved = _saved(first, proven)
     return Claim(
         claim,
-        f"{saved[0]:.0%} lower for a million good tokens without quantization, {saved[1]:.0%} to "
-        f"the last stage with proven quality ({proven.stage.label})",
-        "holds" if saved[1] >= 0.3 else "differs",
+        f"{_change(_saved(first, last))} for a million good tokens without quantization "
+        f"({last.stage.label}), {_change(saved)} to the last stage with proven quality "
+        f"({proven.stage.label})",
+        "holds" if saved >= 0.3 else "differs",
     )
+
+
+def _change(saved: float) -> str:
+    return f"{saved:.0%} lower" if saved >= 0 else f"{-saved:.0%} higher"
 
 
 def _saved(first: Row, row: Row) -> float:

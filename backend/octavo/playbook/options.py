@@ -127,6 +127,7 @@ class Settled:
     page_tokens: int
     engine_page_tokens: int
     group_size: int | None
+    accelerator: str = ""  # a GPU's name
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Settled:

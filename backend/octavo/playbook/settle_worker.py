@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from octavo.config import make_config
 from octavo.errors import ConfigError
@@ -41,7 +42,7 @@ def settle(options: Options) -> Settled:
             f"MODEL = {folder}: its weights are quantized already ({model.stored_format}); name "
             "the checkpoint that they were made from"
         )
-    device = choose_device(options.device)
+    device = choose_device(make_config(model=options.model, device=options.device).device)
     context = _context(options, model, device.type)
     dtype = model.dtype if options.dtype == "auto" else options.dtype
     settings = {"model": options.model, "dtype": dtype, "max_model_len": context}
@@ -63,7 +64,7 @@ def settle(options: Options) -> Settled:
         model=options.model,
         digest=_digest(folder),
         dtype=dtype,
-        device=device.type,
+        device=str(device),
         num_threads=options.num_threads or len(os.sched_getaffinity(0)),
         workload=options.workload,
         seed=options.seed,
@@ -78,6 +79,7 @@ def settle(options: Options) -> Settled:
         page_tokens=PAGE_BYTES // layer_token_bytes,
         engine_page_tokens=pages.block_size,
         group_size=_group_size(model),
+        accelerator=torch.cuda.get_device_name(device) if device.type == "cuda" else "",
     )
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from octavo.playbook import stages
 from octavo.playbook.findings import Findings, Row
+
+_TECHNIQUES = {
+    stages.PAGED.key: "paged KV memory",
+    stages.CONTINUOUS.key: "continuous batching",
+    stages.SHARED.key: "the prefix cache",
+}
 
 
 def nothing_is_good(findings: Findings) -> str | None:
@@ -32,10 +39,20 @@ def sentence(findings: Findings) -> str:
             "is no cost to compare with; the table has what later stages cost."
         )
     assert last is not None  # the first one is kept itself
-    said = [
-        "With paged KV memory, continuous batching and the prefix cache a million good tokens "
-        f"cost {_change(last)} than with contiguous memory and static batches ({where})."
-    ]
+    said = []
+    if last is not first:
+        said.append(
+            f"With {_techniques(findings, last)} a million good tokens cost {_change(last)} than "
+            f"with contiguous memory and static batches ({where})."
+        )
+    without = [
+        row.stage.label for row in findings.rows
+        if row.stage.is_ours and not row.stage.is_quantized and row.cost is None
+        and row.figures is not None
+    ]  # fmt: skip
+    if without:
+        at = f" ({where})" if last is first else ""
+        said.append(f"No request met the SLO with {', '.join(without)}{at}.")
     said += [_of_quantized(row) for row in findings.rows if row.stage.is_quantized]
     proven = findings.last_proven
     assert proven is not None
@@ -47,13 +64,20 @@ def sentence(findings: Findings) -> str:
     return " ".join(said)
 
 
+def _techniques(findings: Findings, last: Row) -> str:
+    """Those that are on in a stage, as each stage adds one."""
+    ours = [row.stage.key for row in findings.rows if row.stage.is_ours]
+    on = [_TECHNIQUES[key] for key in ours[1 : ours.index(last.stage.key) + 1]]
+    return " and ".join(filter(None, (", ".join(on[:-1]), on[-1])))
+
+
 def _of_quantized(row: Row) -> str:
     name = "int4 weights" if row.stage.weights != "auto" else "int8 KV memory"
     if row.figures is None:
-        return f"{name.capitalize()}: not measured ({row.skipped})."
+        return f"{name[0].upper()}{name[1:]}: not measured ({row.skipped})."
     assert row.quality is not None
     if row.cost is None:
-        return f"{name.capitalize()}: no request met the SLO."
+        return f"{name[0].upper()}{name[1:]}: no request met the SLO."
     change = _change(row)
     match row.judged:
         case "pass":

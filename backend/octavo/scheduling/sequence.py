@@ -61,6 +61,7 @@ class Sequence:
     account: Account = field(default_factory=Account)  # of its request
     root: BlockKey = b""  # what the keys of its blocks begin with
     contents: list[BlockContent] = field(default_factory=list)  # of full blocks, as far as known
+    is_counted: bool = False  # as admitted; a step that failed is planned again
     # What a preempted sequence brings along.
     num_preemptions: int = 0
     num_passed_over: int = 0

@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from octavo import __version__
 from octavo.engine import Engine
+from octavo.scheduling.sequence import FinishReason
 from octavo.serving.billing import Billing
 from octavo.serving.cost_metrics import collect_cost
 from octavo.serving.kv_metrics import collect_kv
@@ -31,8 +32,10 @@ _HELP = {metric.name: metric.help for metric in METRICS}
 def collect(engine: Engine, requests: RequestStats, billing: Billing) -> Iterator[Sample]:
     """Every metric's present value: (name, kind, labels, value)."""
     stats, gauges = engine.stats, engine.gauges
-    for reason, count in sorted(requests.finished.items()):
-        yield "octavo_requests_total", "counter", {"finish_reason": reason}, count
+    # All of them from the start: to rate(), a series that is born with its first events has none.
+    for reason in FinishReason:
+        count = requests.finished[reason.value]
+        yield "octavo_requests_total", "counter", {"finish_reason": reason.value}, count
     for phase, busy_s in stats.busy_s.items():
         yield "octavo_busy_seconds_total", "counter", {"phase": phase}, busy_s
     for tenant, (prompt_tokens, generation_tokens) in sorted(requests.tenants.items()):
