@@ -86,6 +86,22 @@ def test_machines_are_compared(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_same_accelerator_at_the_same_price_costs_the_same() -> None:
+    said = octavo("llama-3.1-8b", "--hardware=h200,p5en.48xlarge")
+    price = re.search(r"The cheapest, at the same cost: h200, p5en.48xlarge: (\S+) per", said)
+    assert price and said.count(price[1]) == 3
+    assert re.search(r"Note: no --rate is given: .* by 1 on h200, \S+ requests/s by 8 on", said)
+    alone = octavo("llama-3.1-8b", "--hardware=p5en.48xlarge")
+    assert f"per million good output tokens {price[1]}" in alone
+
+
+def test_accelerators_that_are_paid_for_idle_are_named() -> None:
+    said = octavo("llama-3.1-8b", "--hardware=h200,p5en.48xlarge", "--rate=30")
+    assert "at 30 requests/s 5 of 8 accelerators on p5en.48xlarge are paid for idle" in said
+    assert "h200 is the cheapest" in said and "in p5en.48xlarge, which is rented as a whole" in said
+    assert "on h200 are paid for idle" not in said and "no --rate" not in said
+
+
 def test_a_folder_and_a_file_are_planned_too(tmp_path: Path) -> None:
     folder = ROOT / "models" / "octavo-tiny"
     for model in (folder, folder / "config.json", "octavo-tiny"):

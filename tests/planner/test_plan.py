@@ -151,9 +151,21 @@ def test_a_bill_by_hand() -> None:
     assert parts == pytest.approx(128.0)
     shared = bill(outcome, machine, 64.0, workload, whole_machines=False)
     assert shared.machines == 1.25 and shared.usd_per_hour == 80.0
-    alone = bill(outcome, machine, 64.0, CHAT)
-    assert alone.replicas == 1
-    assert alone.requests_per_s == pytest.approx(0.7 * outcome.best.requests_per_s)
+    assert (found.idle_accelerators, shared.idle_accelerators) == (6, 0)
+
+
+def test_without_a_rate_a_machine_is_full() -> None:
+    """So one accelerator costs what its share of a machine does."""
+    outcome = evaluate(LLAMA, H200.accelerator, CHAT, Setup())
+    assert outcome.best is not None
+    machine, served = Machine("eight", H200.accelerator, 8), 0.7 * outcome.best.requests_per_s
+    whole = bill(outcome, machine, 64.0, CHAT)
+    assert (whole.replicas, whole.machines, whole.idle_accelerators) == (8, 1, 0)
+    assert whole.requests_per_s == pytest.approx(8 * served)
+    share = bill(outcome, machine, 64.0, CHAT, whole_machines=False)
+    assert (share.replicas, share.usd_per_hour) == (1, 8.0)
+    assert share.requests_per_s == pytest.approx(served)
+    assert share.usd_per_million_good_tokens == pytest.approx(whole.usd_per_million_good_tokens)
 
 
 @settings(deadline=None, max_examples=40)

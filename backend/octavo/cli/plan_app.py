@@ -121,7 +121,7 @@ def model(
         Number,
         typer.Option(
             help="Requests per second.",
-            show_default="what one engine serves",
+            show_default="what the engines of one machine serve",
             rich_help_panel=_WORKLOAD,
         ),
     ] = None,

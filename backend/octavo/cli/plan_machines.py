@@ -48,7 +48,8 @@ def candidate(name: str, prices: Prices, usd_per_hour: float | None) -> Candidat
                 Machine(name, machine.accelerator, holder.count),
                 price.usd_per_hour,
                 is_whole=False,
-                note=f"{name} is priced as one of {holder.count} in {holder.name}",
+                note=f"{name} is priced as one of {holder.count} in {holder.name}"
+                + (", which is rented as a whole" if holder.count > 1 else ""),
                 quote=price.quote,
             )
     return Candidate(machine, None, True, f"no price of {name} is known; give --price")

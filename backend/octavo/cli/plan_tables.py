@@ -15,6 +15,8 @@ from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Bill, Workload
 from octavo.planner.prices import stale_notes
 
+_SAME = 0.005  # a difference of less is none: predictions are not that good
+
 if TYPE_CHECKING:
     from octavo.cli.plan_model import Planned
 
@@ -33,7 +35,8 @@ def show(
     else:
         _side_by_side(console, found)
     console.print()
-    notes = [each.candidate.note for each in found if each.candidate.note]
+    notes = _rate_notes(workload, found)
+    notes += [each.candidate.note for each in found if each.candidate.note]
     quotes = [each.candidate.quote for each in found if each.candidate.quote]
     notes += stale_notes(quotes, date.today())
     if any(stage.is_gated for each in found for stage in each.stages):
@@ -55,6 +58,27 @@ def _load(workload: Workload) -> str:
         f"{request.prompt_tokens:,} prompt{shared} + {request.output_tokens:,} output tokens{rate}"
         f"; TTFT ≤ {slo.ttft_s:g} s, TPOT ≤ {slo.tpot_s * 1e3:g} ms"
     )
+
+
+def _rate_notes(workload: Workload, found: Sequence[Planned]) -> list[str]:
+    """What the bills take for granted, and accelerators that they pay for idle."""
+    billed = [(each.candidate.machine, each.bill) for each in found if each.bill is not None]
+    notes = [
+        f"at {bill.requests_per_s:g} requests/s {bill.idle_accelerators} of "
+        f"{bill.idle_accelerators + bill.replicas} accelerators on {machine.name} are paid for idle"
+        for machine, bill in billed
+        if bill.idle_accelerators
+    ]
+    if billed and workload.requests_per_s is None:
+        served = ", ".join(
+            f"{bill.requests_per_s:.3g} requests/s by {bill.replicas} on {machine.name}"
+            for machine, bill in billed
+        )
+        notes.append(
+            "no --rate is given: each machine is priced with as many requests as all its engines "
+            f"serve at {workload.load_ratio:.0%} of their capacity ({served})"
+        )
+    return notes
 
 
 def _alone(console: Console, model: ModelSizes, planned: Planned) -> None:
@@ -198,14 +222,19 @@ def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
         console.print(f"{each.candidate.machine.name}: {each.limit}", soft_wrap=True)
     priced = [each for each in found if each.bill is not None]
     if len(priced) > 1:
-        first, second = sorted(priced, key=_cost)[:2]
         console.print()
-        console.print(
-            f"{first.candidate.machine.name} is the cheapest: {usd(_cost(first))} per million good "
-            f"tokens, {1 - _cost(first) / _cost(second):.0%} less than "
-            f"{second.candidate.machine.name}.",
-            style="bold", soft_wrap=True,
-        )  # fmt: skip
+        console.print(_cheapest(sorted(priced, key=_cost)), style="bold", soft_wrap=True)
+
+
+def _cheapest(priced: Sequence[Planned]) -> str:
+    """Of at least two, the cheapest first."""
+    least, (first, second) = _cost(priced[0]), (each.candidate.machine.name for each in priced[:2])
+    price = f"{usd(least)} per million good tokens"
+    same = [each.candidate.machine.name for each in priced if _cost(each) * (1 - _SAME) <= least]
+    if len(same) > 1:
+        return f"The cheapest, at the same cost: {', '.join(same)}: {price}."
+    saved = 1 - least / _cost(priced[1])
+    return f"{first} is the cheapest: {price}, {saved:.0%} less than {second}."
 
 
 def _cost(planned: Planned) -> float:

@@ -19,7 +19,7 @@ Limit = Literal["weights", "kv", "ttft", "tpot", "max_num_seqs"]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """requests_per_s: of all tenants together; None: as many as one engine serves
+    """requests_per_s: of all tenants together; None: as many as the engines of one machine serve
     load_ratio: of an engine's capacity that is planned for, the rest is for bursts"""
 
     request: Request
@@ -76,11 +76,13 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Bill:
     """replicas: engines; machines: that hold them, in parts where one accelerator is priced alone
+    idle_accelerators: of these machines, paid for all the same
     at_load: each replica's, at its share of the rate
     """
 
     replicas: int
     machines: float
+    idle_accelerators: int
     usd_per_hour: float
     requests_per_s: float
     at_load: Prediction
@@ -144,8 +146,13 @@ def bill(
     best, request = outcome.best, workload.request
     assert best is not None
     planned = best.requests_per_s * workload.load_ratio
-    rate = planned if workload.requests_per_s is None else workload.requests_per_s
-    replicas = max(1, math.ceil(rate / planned))
+    if workload.requests_per_s is None:
+        # What is rented as a whole is taken as full: else machines of more accelerators seem dear.
+        replicas = machine.count if whole_machines else 1
+        rate = planned * replicas
+    else:
+        rate = workload.requests_per_s
+        replicas = max(1, math.ceil(rate / planned))
     machines = replicas / machine.count
     if whole_machines:
         machines = math.ceil(machines)
@@ -158,6 +165,7 @@ def bill(
     return Bill(
         replicas=replicas,
         machines=machines,
+        idle_accelerators=round(machines * machine.count) - replicas,
         usd_per_hour=usd_per_hour,
         requests_per_s=rate,
         at_load=at_load,
