@@ -181,6 +181,23 @@ def test_a_config_without_a_key_is_refused(key: str, tmp_path: Path) -> None:
     assert f"{key} is missing; a whole number" in refused(path, "--hardware=h200")
 
 
+def config_file(folder: Path, **keys: Any) -> Path:
+    """octavo-tiny's with `keys` in place of its own; without those that are None."""
+    text = (ROOT / "models" / "octavo-tiny" / "config.json").read_text(encoding="utf-8")
+    changed = {**json.loads(text), **keys}
+    path = folder / "config.json"
+    left = {key: value for key, value in changed.items() if value is not None}
+    path.write_text(json.dumps(left), encoding="utf-8")
+    return path
+
+
+def test_rows_that_int4_cannot_group_are_planned_in_bf16(tmp_path: Path) -> None:
+    path = config_file(tmp_path, hidden_size=64, intermediate_size=172)
+    said = octavo(path, "--hardware=h200", "--prompt=64", "--output=16")
+    assert "Note: weights in int4 are left out: " in said and "rows of 172 weights" in said
+    assert "weights in int4 *" not in said and "weights int4 – –" in said
+
+
 def test_prices_of_the_operator(tmp_path: Path) -> None:
     path = tmp_path / "prices.toml"
     row = '[machines."p5.4xlarge"]\nusd_per_hour = {}\nregion = "x"\nas_of = 2026-11-20\n'

@@ -21,7 +21,7 @@ from octavo.planner.limits import binding_limit
 from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Workload, bill, evaluate
 from octavo.planner.setup import Setup, fit
-from octavo.planner.stages import stages
+from octavo.planner.stages import no_int4, stages
 
 H200 = find_machine("h200")
 CHAT = Workload(Request(1024, 256, 512))
@@ -118,6 +118,18 @@ def test_stages_leave_out_what_is_there_already() -> None:
     assert [each.name for each in stages(LLAMA, H200.accelerator, alone, setup)] == [
         "contiguous KV memory", "paging",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 4097}, {"intermediate_size": 172}])
+def test_a_model_that_int4_cannot_group_is_planned_without_it(sizes: dict[str, int]) -> None:
+    own = replace(LLAMA, shape=replace(LLAMA.shape, **sizes))
+    found = stages(own, H200.accelerator, CHAT, Setup())
+    assert [each.name for each in found][-2:] == ["KV in int8", "a larger batch"]
+    assert found[-1].setup.weight_format == "auto"
+    why = no_int4(own, Setup())
+    assert why is not None and re.search(rf"rows of {next(iter(sizes.values()))} weights", why)
+    assert no_int4(LLAMA, Setup()) is None
+    assert no_int4(own, Setup(weight_format="int8")) is None
 
 
 def test_quantization_is_proposed_behind_paging_and_sharing() -> None:

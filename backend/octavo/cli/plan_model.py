@@ -28,7 +28,7 @@ from octavo.planner.model import ModelSizes, format_of
 from octavo.planner.plan import Bill, Outcome, Workload, bill, evaluate
 from octavo.planner.prices import Prices, load_prices
 from octavo.planner.setup import Setup, fit, usual_batched_tokens, usual_sequences
-from octavo.planner.stages import Stage, stages
+from octavo.planner.stages import Stage, no_int4, stages
 
 WEIGHT_FORMATS, KV_FORMATS = ("auto", "int8", "int4"), ("auto", "int8")
 
@@ -67,6 +67,7 @@ class Planned:
     """All that is said of one machine.
 
     fits: requests at once, by weight format and KV format; None where a format does not suit
+    notes: what the reader has to know of it, beside the candidate's
     """
 
     candidate: Candidate
@@ -77,6 +78,7 @@ class Planned:
     stages: list[Stage]
     stage_costs: list[float | None]
     advice: str | None
+    notes: list[str]
 
 
 def run(options: Options) -> int:
@@ -190,6 +192,7 @@ def _planned(
         stages=steps,
         stage_costs=costs,
         advice=next_change(steps, costs),
+        notes=[note for note in (no_int4(model, setup),) if note],
     )
 
 
@@ -258,4 +261,5 @@ def _machine_document(planned: Planned) -> dict[str, Any]:
             for stage, usd in zip(planned.stages, planned.stage_costs, strict=True)
         ],
         "advice": planned.advice,
+        "notes": planned.notes,
     }

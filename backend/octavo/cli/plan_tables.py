@@ -37,6 +37,7 @@ def show(
     console.print()
     notes = _rate_notes(workload, found)
     notes += [each.candidate.note for each in found if each.candidate.note]
+    notes += [note for each in found for note in each.notes]
     quotes = [each.candidate.quote for each in found if each.candidate.quote]
     notes += stale_notes(quotes, date.today())
     if any(stage.is_gated for each in found for stage in each.stages):
