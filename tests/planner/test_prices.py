@@ -23,6 +23,15 @@ as_of = 2026-11-20
 source = "our contract"
 """
 
+API = """
+[models."acme/one"]
+input_cost_per_token = 1e-6
+output_cost_per_token = 2e-6
+region = "global"
+as_of = 2026-11-20
+source = "offer"
+"""
+
 
 def test_every_price_has_a_source_a_region_and_a_date_that_has_been() -> None:
     for price in [*OWN.machines.values(), *OWN.models.values()]:
@@ -66,17 +75,41 @@ def test_an_operators_file_goes_first(tmp_path: Path) -> None:
         ("= 30", '= "low"', r"reserved_usd_per_hour = 'low': a number"),
         ("[9, 10]", "[10, 9]", r"spot_usd_per_hour = \[10, 9\]: the lowest comes first"),
         ("[9, 10]", "9", r"spot_usd_per_hour = 9: \[lowest, highest\]"),
+        ("reserved_usd_per_hour", "reserved_usd_per_hr",
+         r"machines.p5.48xlarge.reserved_usd_per_hr = 30: no such field; did you mean reserved_usd_"
+         r"per_hour\?"),
+        ("reserved_usd_per_hour", "colour", r"colour = 30: no such field; fields: usd_per_hour, "),
         ("2026-11-20", '"soon"', r"as_of = 'soon': a date is expected"),
         ('"our contract"', '""', r"source = '': text is expected"),
         ("[machines", "[machinery", r"machinery: tables are machines and models"),
         ("]\n", "\n", r"prices.toml: "),
     ],
-)
+)  # fmt: skip
 def test_a_bad_price_is_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "prices.toml"
     path.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_prices(path)
+
+
+def test_a_price_of_the_future_is_refused(tmp_path: Path) -> None:
+    path, today = tmp_path / "prices.toml", date.today()
+    tomorrow = today + timedelta(days=1)
+    for row, name in (
+        (GOOD, "machines.p5.48xlarge"),
+        (API, "models.acme/one"),
+    ):
+        path.write_text(row.replace("2026-11-20", str(tomorrow)), encoding="utf-8")
+        with pytest.raises(ConfigError, match=f"{name}.as_of = {tomorrow}: .* today, {today}"):
+            load_prices(path)
+        path.write_text(row.replace("2026-11-20", str(today)), encoding="utf-8")
+        load_prices(path)
+
+
+def test_litellms_other_fields_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(API + "supports_vision = true\n", encoding="utf-8")
+    assert load_prices(path).model("acme/one").output_cost_per_token == 2e-6
 
 
 def test_every_figure_of_the_catalog_has_a_source() -> None:

@@ -6,6 +6,7 @@ No price is invented: what is not in a file has to be given. An old one is flagg
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -17,6 +18,9 @@ from octavo.planner.checks import number
 from octavo.planner.tables import entry, own_table, read_table
 
 MAX_AGE_DAYS = 90
+_MACHINE_FIELDS = (
+    "usd_per_hour", "spot_usd_per_hour", "reserved_usd_per_hour", "region", "as_of", "source",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,20 @@ def load_prices(path: Path | None = None) -> Prices:
     if path is None:
         return own
     given = _read(read_table(path), str(path))
+    for kind, rows in (("machines", given.machines), ("models", given.models)):
+        for name, price in rows.items():
+            _check_not_future(price.quote, f"{path}: {kind}.{name}")
     return Prices({**own.machines, **given.machines}, {**own.models, **given.models})
+
+
+def _check_not_future(quote: Quote, field: str) -> None:
+    """Of an operator's file: the project's is right where the clock is wrong."""
+    today = date.today()
+    if quote.as_of > today:
+        raise ConfigError(
+            f"{field}.as_of = {quote.as_of}: a date up to today, {today}, is expected: it is of "
+            "when the price was seen"
+        )
 
 
 @cache
@@ -119,6 +136,11 @@ def _rows(table: dict[str, Any], kind: str, where: str) -> list[tuple[str, dict[
 
 def _machine(name: str, row: dict[str, Any], where: str) -> MachinePrice:
     field = f"{where}: machines.{name}"
+    for key in row:
+        if key not in _MACHINE_FIELDS:
+            near = get_close_matches(key, _MACHINE_FIELDS, n=1)
+            known = f"did you mean {near[0]}?" if near else f"fields: {', '.join(_MACHINE_FIELDS)}"
+            raise ConfigError(f"{field}.{key} = {row[key]!r}: no such field; {known}")
     spot = row.get("spot_usd_per_hour")
     if spot is not None and (not isinstance(spot, list) or len(spot) != 2):
         raise ConfigError(f"{field}.spot_usd_per_hour = {spot!r}: [lowest, highest] is expected")
@@ -141,6 +163,7 @@ def _spot(spot: list[object], field: str) -> tuple[float, float]:
 
 
 def _model(name: str, row: dict[str, Any], where: str) -> TokenPrice:
+    # LiteLLM's entries have many more fields: they may be copied whole.
     field = f"{where}: models.{name}"
     cached = "cache_read_input_token_cost"
     return TokenPrice(
