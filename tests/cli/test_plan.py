@@ -249,6 +249,23 @@ def test_five_contracts_are_compared_and_drawn(tmp_path: Path) -> None:
     assert again == said, "the simulation is seeded"
 
 
+def test_one_accelerator_has_its_share_of_reserved_and_spot_prices(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(
+        '[machines."p5en.48xlarge"]\nusd_per_hour = 64\nreserved_usd_per_hour = 40\n'
+        'spot_usd_per_hour = [8, 16]\nregion = "x"\nas_of = 2026-11-20\nsource = "offer"\n',
+        encoding="utf-8",
+    )
+    found = json.loads(
+        octavo("contracts", "llama-3.1-8b", "--hardware=h200", "--rate=4", f"--prices={path}",
+               "--json=-")
+    )  # fmt: skip
+    terms = found["terms"]
+    assert (terms["on_demand_usd_per_hour"], terms["reserved_usd_per_hour"]) == (8, 5)
+    assert terms["spot"]["usd_per_hour"] == 2
+    assert not any("no reserved price" in note for note in found["notes"])
+
+
 def write_log(path: Path, *lines: Any) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path

@@ -92,6 +92,16 @@ def test_a_bad_price_is_refused(old: str, new: str, message: str, tmp_path: Path
         load_prices(path)
 
 
+def test_an_accelerator_has_its_share_of_every_price(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(GOOD.replace("p5.48", "p5en.48"), encoding="utf-8")
+    share = load_prices(path).of("h200")
+    assert share is not None and share.quote.name == "p5en.48xlarge"
+    assert (share.usd_per_hour, share.reserved_usd_per_hour) == (5, 3.75)
+    assert share.spot_usd_per_hour == (9 / 8, 10 / 8)
+    assert OWN.of("p5en.48xlarge") == OWN.machine("p5en.48xlarge") and OWN.of("l4") is None
+
+
 def test_a_price_of_the_future_is_refused(tmp_path: Path) -> None:
     path, today = tmp_path / "prices.toml", date.today()
     tomorrow = today + timedelta(days=1)

@@ -6,15 +6,16 @@ No price is invented: what is not in a file has to be given. An old one is flagg
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from dataclasses import dataclass
 from datetime import date
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import ConfigError
 from octavo.planner.checks import number
+from octavo.planner.hardware import Machine, machines_with
 from octavo.planner.tables import entry, own_table, read_table
 
 MAX_AGE_DAYS = 90
@@ -62,6 +63,16 @@ class MachinePrice:
     spot_usd_per_hour: tuple[float, float] | None = None
     reserved_usd_per_hour: float | None = None
 
+    def share(self, count: int) -> MachinePrice:
+        """Of one of `count` accelerators."""
+        spot, reserved = self.spot_usd_per_hour, self.reserved_usd_per_hour
+        return MachinePrice(
+            self.quote,
+            self.usd_per_hour / count,
+            None if spot is None else (spot[0] / count, spot[1] / count),
+            None if reserved is None else reserved / count,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
@@ -75,6 +86,18 @@ class TokenPrice:
 class Prices:
     machines: Mapping[str, MachinePrice]
     models: Mapping[str, TokenPrice]
+
+    def of(self, name: str) -> MachinePrice | None:
+        """Of an instance or, by its share, of an accelerator; None: none is known."""
+        if name in self.machines:
+            return self.machines[name]
+        holder = self.holder(name)
+        return None if holder is None else self.machines[holder.name].share(holder.count)
+
+    def holder(self, accelerator: str) -> Machine | None:
+        """The smallest instance with it that has a price."""
+        priced = (each for each in machines_with(accelerator) if each.name in self.machines)
+        return next(priced, None)
 
     def machine(self, name: str) -> MachinePrice:
         """Raises ConfigError."""
