@@ -191,6 +191,41 @@ def config_file(folder: Path, **keys: Any) -> Path:
     return path
 
 
+def test_a_config_that_names_no_dtype_says_so(tmp_path: Path) -> None:
+    path = config_file(tmp_path, torch_dtype=None)
+    own = [path, "--hardware=h200", "--prompt=64", "--output=16"]
+    said = refused(*own)
+    assert "has no torch_dtype and is taken as float32, of which no peak of h200 is known" in said
+    assert "name --dtype bfloat16" in said
+    assert "no torch_dtype" not in octavo(*own, "--dtype=bfloat16")
+    assert "no torch_dtype" not in octavo(config_file(tmp_path, torch_dtype=None, dtype="float16"),
+                                          *own[1:])  # fmt: skip
+    named = refused(config_file(tmp_path, torch_dtype="float32"), *own[1:])
+    assert "no peak for float32 is known" in named and "no torch_dtype" not in named
+
+
+def test_float16_is_planned_in_bfloat16_where_that_alone_has_a_peak() -> None:
+    own = ["llama-2-7b", "--prompt=200", "--output=50", "--tpot=1", "--ttft=60"]
+    said = octavo(*own, "--hardware=m7i.metal-24xl,h200")
+    note = "llama-2-7b is float16, of which no peak of xeon-8488c is known: planned in bfloat16"
+    assert said.count("is float16") == 1 and note in said and "is the cheapest" in said
+    rented = octavo("contracts", "llama-2-7b", "--hardware=m7i.metal-24xl", "--rate=0.1", "--json=-",
+                    *own[1:])  # fmt: skip
+    assert any(note in each for each in json.loads(rented)["notes"])
+
+
+def test_a_machine_that_cannot_stops_no_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    said = octavo("llama-3.1-8b", "--hardware=l4,h200", "--kv-memory=60GiB", f"--json={path}")
+    assert (
+        re.search(r"l4: \S+ = .* are left", said) and "largest batch within the SLO – 256" in said
+    )
+    first, second = json.loads(path.read_text(encoding="utf-8"))["machines"]
+    assert first["best"] is None and "left" in first["limit_sentence"]
+    assert second["best"]["batch"] == 256
+    assert "of l4 are left" in refused("llama-3.1-8b", "--hardware=l4,l4", "--kv-memory=60GiB")
+
+
 def test_rows_that_int4_cannot_group_are_planned_in_bf16(tmp_path: Path) -> None:
     path = config_file(tmp_path, hidden_size=64, intermediate_size=172)
     said = octavo(path, "--hardware=h200", "--prompt=64", "--output=16")

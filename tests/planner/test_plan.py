@@ -86,6 +86,15 @@ def test_the_limit_that_binds(
     assert re.match(words, sentence), sentence
 
 
+def test_float16_has_the_peak_of_bfloat16_where_there_is_no_other() -> None:
+    host = find_machine("xeon-8480").accelerator
+    own = replace(LLAMA, dtype="float16")
+    alike = [evaluate(each, host, CHAT, Setup()) for each in (own, LLAMA)]
+    assert alike[0].lone == alike[1].lone and alike[0].fit == alike[1].fit
+    with pytest.raises(ConfigError, match="xeon-8480: no peak for float32 is known"):
+        evaluate(replace(LLAMA, dtype="float32"), host, CHAT, Setup())
+
+
 def test_the_largest_batch_is_the_largest() -> None:
     outcome = evaluate(LLAMA, H200.accelerator, CHAT, Setup(max_num_seqs=None))
     assert outcome.best is not None

@@ -30,7 +30,7 @@ from octavo.planner.contracts import (
 )
 from octavo.planner.hardware import Machine
 from octavo.planner.limits import binding_limit
-from octavo.planner.plan import Outcome, Workload, evaluate
+from octavo.planner.plan import Outcome, Workload, dtype_notes, evaluate
 from octavo.planner.prices import load_prices, stale_notes
 from octavo.planner.setup import Setup, usual_batched_tokens, usual_sequences
 from octavo.planner.traffic import LoggedRequest, Traffic
@@ -110,6 +110,7 @@ def _compared(options: Options) -> Compared:
     floor = newsvendor_floor(needed, terms)
     has_hybrid = terms.spot is not None or terms.floor_usd_per_hour is not None
     notes = [hardware.note] if hardware.note else []
+    notes += dtype_notes(outcome.engine.loaded.model, machine.accelerator, outcome.engine.setup)
     notes += stale_notes(quotes, date.today())
     if terms.spot is not None:
         notes.append(

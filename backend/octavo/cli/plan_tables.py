@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
-from typing import TYPE_CHECKING
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
 from octavo.cli.plan_output import NONE, plain_table, usd
+from octavo.cli.plan_results import Planned, Unplanned
 from octavo.planner.limits import gib, milliseconds
 from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Bill, Workload
@@ -17,30 +18,28 @@ from octavo.planner.prices import stale_notes
 
 _SAME = 0.005  # a difference of less is none: predictions are not that good
 
-if TYPE_CHECKING:
-    from octavo.cli.plan_model import Planned
-
 
 def show(
     console: Console,
     model: ModelSizes,
     workload: Workload,
-    found: Sequence[Planned],
+    found: Sequence[Planned | Unplanned],
     *,
     is_assumed: bool,
 ) -> None:
     console.print(f"{model.name}: {_load(workload)}", style="bold", soft_wrap=True)
+    planned = [each for each in found if isinstance(each, Planned)]
     if len(found) == 1:
-        _alone(console, model, found[0])
+        _alone(console, model, planned[0])
     else:
-        _side_by_side(console, found)
+        _side_by_side(console, found, planned)
     console.print()
-    notes = _rate_notes(workload, found)
+    notes = _rate_notes(workload, planned)
     notes += [each.candidate.note for each in found if each.candidate.note]
-    notes += [note for each in found for note in each.notes]
+    notes += [note for each in planned for note in each.notes]
     quotes = [each.candidate.quote for each in found if each.candidate.quote]
     notes += stale_notes(quotes, date.today())
-    if any(stage.is_gated for each in found for stage in each.stages):
+    if any(stage.is_gated for each in planned for stage in each.stages):
         notes.append("* changes what the model computes: measure its quality with octavo gate")
     if is_assumed:
         notes.append(
@@ -177,11 +176,13 @@ def _stages(planned: Planned) -> Table:
     return table
 
 
-def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
+def _side_by_side(
+    console: Console, found: Sequence[Planned | Unplanned], planned: Sequence[Planned]
+) -> None:
     table = plain_table("", *(each.candidate.machine.name for each in found))
 
-    def row(name: str, cells: Sequence[str]) -> None:
-        table.add_row(name, *cells)
+    def row(name: str, cell: Callable[[Planned], str]) -> None:
+        table.add_row(name, *(cell(each) if isinstance(each, Planned) else NONE for each in found))
 
     def best(each: Planned, shown: str) -> str:
         prediction, bill = each.outcome.best, each.bill
@@ -200,28 +201,22 @@ def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
         }
         return values[shown]
 
-    row(
-        "KV memory",
-        [
-            gib(each.outcome.fit.kv_bytes) if each.outcome.fit.kv_bytes > 0 else "none"
-            for each in found
-        ],
-    )
-    row("requests that fit", [f"{each.outcome.fit.requests:,}" for each in found])
-    row("binds", [each.outcome.limit for each in found])
+    row("KV memory", _memory)
+    row("requests that fit", lambda each: f"{each.outcome.fit.requests:,}")
+    row("binds", lambda each: each.outcome.limit)
     table.add_row()
     for name, shown in (
         ("largest batch within the SLO", "batch"), ("TTFT", "ttft"), ("TPOT", "tpot"),
         ("output tok/s of an engine", "speed"), ("MBU", "mbu"), ("engines", "replicas"),
         ("$ per hour", "hour"), ("$ per million good tokens", "good"),
     ):  # fmt: skip
-        row(name, [best(each, shown) for each in found])
+        row(name, partial(best, shown=shown))
     console.print()
     console.print(table)
     console.print()
     for each in found:
         console.print(f"{each.candidate.machine.name}: {each.limit}", soft_wrap=True)
-    priced = [each for each in found if each.bill is not None]
+    priced = [each for each in planned if each.bill is not None]
     if len(priced) > 1:
         console.print()
         console.print(_cheapest(sorted(priced, key=_cost)), style="bold", soft_wrap=True)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from octavo.config import SLO
+from octavo.errors import ConfigError
 from octavo.planner import cost
 from octavo.planner.capacity import Request
 from octavo.planner.hardware import Accelerator, Machine
 from octavo.planner.latency import ASSUMED, Efficiency, Loaded, Prediction, Speed, predict
 from octavo.planner.model import ModelSizes, format_of
 from octavo.planner.setup import MOST_SEQUENCES, Fit, Setup, fit
+from octavo.quantization.weights import WeightFormat
 
 Limit = Literal["weights", "kv", "ttft", "tpot", "max_num_seqs"]
 
@@ -104,7 +106,7 @@ def evaluate(
     own = format_of(model, setup.weight_format)
     speed = Speed(
         accelerator.read_bytes_per_s,
-        accelerator.peak_flops_per_s(own.activation),
+        accelerator.peak_flops_per_s(computed_in(model, accelerator, own)),
         efficiency or ASSUMED[accelerator.kind],
     )
     loaded = Loaded(model, found.weights.step, found.token_bytes, own.weight_bits)
@@ -122,6 +124,36 @@ def evaluate(
         tried = _too_slow(engine.at(middle), workload.slo)
         low, high, slow = (middle, high, slow) if tried is None else (low, middle, tried)
     return Outcome(engine, found, lone, engine.at(low) if low else None, slow)
+
+
+def computed_in(model: ModelSizes, accelerator: Accelerator, own: WeightFormat) -> str:
+    """What products are computed in: bfloat16 in place of a float16 that an accelerator has no
+    peak of. It takes as many bytes. Raises ConfigError for a dtype that nobody named."""
+    known = accelerator.flops_per_s
+    if own.activation == "float16" and "float16" not in known and "bfloat16" in known:
+        return "bfloat16"
+    if own.activation == model.dtype and not model.is_dtype_named and model.dtype not in known:
+        raise ConfigError(
+            f"{_taken_as(model)}, of which no peak of {accelerator.name} is known; known: "
+            f"{', '.join(known)}; name --dtype bfloat16, or have the config name it"
+        )
+    return own.activation
+
+
+def dtype_notes(model: ModelSizes, accelerator: Accelerator, setup: Setup) -> list[str]:
+    """What is not computed as the checkpoint says, or says nothing. Raises ConfigError."""
+    notes = [] if model.is_dtype_named else [_taken_as(model)]
+    own = format_of(model, setup.weight_format)
+    if (found := computed_in(model, accelerator, own)) != own.activation:
+        notes.append(
+            f"{model.name} is {own.activation}, of which no peak of {accelerator.name} is known: "
+            f"planned in {found} there, of the same size"
+        )
+    return notes
+
+
+def _taken_as(model: ModelSizes) -> str:
+    return f"the config of {model.name} has no torch_dtype and is taken as {model.dtype}"
 
 
 def _too_slow(prediction: Prediction, slo: SLO) -> Limit | None:
