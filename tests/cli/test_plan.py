@@ -209,8 +209,7 @@ def test_float16_is_planned_in_bfloat16_where_that_alone_has_a_peak() -> None:
     said = octavo(*own, "--hardware=m7i.metal-24xl,h200")
     note = "llama-2-7b is float16, of which no peak of xeon-8488c is known: planned in bfloat16"
     assert said.count("is float16") == 1 and note in said and "is the cheapest" in said
-    rented = octavo("contracts", "llama-2-7b", "--hardware=m7i.metal-24xl", "--rate=0.1", "--json=-",
-                    *own[1:])  # fmt: skip
+    rented = octavo("contracts", *own, "--hardware=m7i.metal-24xl", "--rate=0.1", "--json=-")
     assert any(note in each for each in json.loads(rented)["notes"])
 
 

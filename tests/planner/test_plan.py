@@ -67,6 +67,11 @@ def test_a_request_longer_than_the_contexts_is_refused() -> None:
     [
         ("llama-3.1-70b", "h200", CHAT, {}, "weights", "Weights: .*131 GiB.* leave no KV memory"),
         ("llama-3.1-8b", "l4", Workload(Request(60_000, 9)), {}, "kv", "KV memory: .*one request"),
+        ("llama-3.1-8b", "h200", CHAT, {"max_num_seqs": 10**6}, "step",
+         r"Step: the weights \(15.0 GiB\) and the largest step \(956 GiB\) leave no KV memory on "
+         r"h200; logits of 1,000,000 sequences take 956 GiB of it: lower --max-num-seqs"),
+        ("llama-3.1-8b", "l4", CHAT, {"max_num_batched_tokens": 65_536}, "step",
+         r"Step: .* activations of 65,536 tokens take 6.2 GiB of it: lower --max-batched-tokens"),
         ("llama-3.1-8b", "h200", CHAT, {}, "max_num_seqs", "max_num_seqs: it stops .* at 32"),
         ("llama-3.1-8b", "l4", Workload(Request(8000, 200), slo=SLO(60, 60)), {"max_num_seqs": 400},
          "kv", "KV memory: .* requests at once"),
@@ -124,6 +129,8 @@ def test_stages_follow_the_playbook() -> None:
 def test_stages_leave_out_what_is_there_already() -> None:
     setup = Setup(weight_format="int4", kv_cache_dtype="int8", max_num_seqs=None)
     alone = Workload(Request(1024, 256))
+    most = stages(LLAMA, H200.accelerator, alone, replace(setup, max_num_seqs=10**6))
+    assert "a larger batch" not in [each.name for each in most]
     assert [each.name for each in stages(LLAMA, H200.accelerator, alone, setup)] == [
         "contiguous KV memory", "paging",
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from octavo.planner.model import ModelSizes, format_of
 from octavo.planner.setup import MOST_SEQUENCES, Fit, Setup, fit
 from octavo.quantization.weights import WeightFormat
 
-Limit = Literal["weights", "kv", "ttft", "tpot", "max_num_seqs"]
+Limit = Literal["weights", "step", "kv", "ttft", "tpot", "max_num_seqs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def evaluate(
     loaded = Loaded(model, found.weights.step, found.token_bytes, own.weight_bits)
     engine = Engine(loaded, speed, workload.request, setup)
     if found.requests < 1:
-        return Outcome(engine, found, None, None, "weights" if found.kv_bytes < 0 else "kv")
+        return Outcome(engine, found, None, None, _memory_limit(found))
     allowed = min(found.requests, setup.max_num_seqs or MOST_SEQUENCES)
     lone, slow = engine.at(1), _too_slow(engine.at(allowed), workload.slo)
     if slow is None:
@@ -124,6 +124,13 @@ def evaluate(
         tried = _too_slow(engine.at(middle), workload.slo)
         low, high, slow = (middle, high, slow) if tried is None else (low, middle, tried)
     return Outcome(engine, found, lone, engine.at(low) if low else None, slow)
+
+
+def _memory_limit(found: Fit) -> Limit:
+    """Of an engine in which no request fits: the first that finds no room."""
+    if found.kv_bytes >= 0:
+        return "kv"
+    return "weights" if found.kv_bytes + found.step_bytes < 0 else "step"
 
 
 def computed_in(model: ModelSizes, accelerator: Accelerator, own: WeightFormat) -> str:

@@ -61,12 +61,15 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Memory of one engine. kv_bytes: for keys and values; negative if the weights do not fit.
+    """Memory of one engine. kv_bytes: for keys and values; negative if the rest does not fit.
 
+    activation_bytes, logits_bytes: of the largest step, where they have a reserve
     requests: that run at once
     """
 
     weights: WeightBytes
+    activation_bytes: int
+    logits_bytes: int
     kv_bytes: int
     num_blocks: int
     block_bytes: int
@@ -74,6 +77,10 @@ class Fit:
     request_bytes: int
     shared_bytes: int
     requests: int
+
+    @property
+    def step_bytes(self) -> int:
+        return self.activation_bytes + self.logits_bytes
 
     def needed_bytes(self, requests: int) -> int:
         """Of weights and of so many requests at their ends."""
@@ -91,7 +98,8 @@ def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Se
         raise ConfigError(f"{what} = {value}: {model.name} has contexts of up to {limit} tokens")
     layout = kv_layout(model, setup.kv_cache_dtype, setup.block_size)
     weights = weight_bytes(model, format_of(model, setup.weight_format))
-    budget = _kv_bytes(model, accelerator, weights, layout.block_bytes, longest, setup)
+    step = _step_bytes(model, accelerator, setup)
+    budget = _kv_bytes(accelerator, weights, sum(step), layout.block_bytes, longest, setup)
     blocks = capacity.pool_blocks(max(budget, 0), layout.block_bytes)
     token_bytes = kv_token_bytes(layout)
     shared = request.cached_tokens(setup.block_size) if setup.share_prefix and setup.paged else 0
@@ -107,6 +115,8 @@ def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Se
         requests = capacity.contiguous_requests_that_fit(max(budget, 0), token_bytes, longest)
     return Fit(
         weights=weights,
+        activation_bytes=step[0],
+        logits_bytes=step[1],
         kv_bytes=budget,
         num_blocks=blocks,
         block_bytes=layout.block_bytes,
@@ -117,10 +127,22 @@ def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Se
     )
 
 
+def _step_bytes(model: ModelSizes, accelerator: Accelerator, setup: Setup) -> tuple[int, int]:
+    """Activations and logits of the largest step, which a GPU keeps memory for."""
+    if accelerator.kind == "cpu":
+        return 0, 0
+    number_bytes = WEIGHT_FORMATS[model.dtype].weight_bits // 8
+    tokens, sequences = setup.max_num_batched_tokens, setup.max_num_seqs or GPU_SEQUENCES
+    return (
+        capacity.step_peak_bytes(model.shape, number_bytes, tokens, 0),
+        capacity.step_peak_bytes(model.shape, number_bytes, 0, sequences),
+    )
+
+
 def _kv_bytes(
-    model: ModelSizes,
     accelerator: Accelerator,
     weights: WeightBytes,
+    step_bytes: int,
     block_bytes: int,
     longest: int,
     setup: Setup,
@@ -131,16 +153,11 @@ def _kv_bytes(
         full_use = sequences * capacity.blocks_of(longest, setup.block_size) * block_bytes
         automatic = left if left < 0 else capacity.host_kv_bytes(left, full_use)
     else:
-        number_bytes = WEIGHT_FORMATS[model.dtype].weight_bits // 8
-        peak = capacity.step_peak_bytes(
-            model.shape, number_bytes, setup.max_num_batched_tokens,
-            setup.max_num_seqs or GPU_SEQUENCES,
-        )  # fmt: skip
         left = automatic = capacity.device_kv_bytes(
             accelerator.memory_bytes,
             setup.gpu_memory_utilization,
             weight_bytes=weights.stored,
-            step_peak_bytes=peak,
+            step_peak_bytes=step_bytes,
         )
     if setup.kv_cache_bytes is None or left < 0:
         return automatic

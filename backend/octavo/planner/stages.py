@@ -13,7 +13,7 @@ from octavo.planner.hardware import Accelerator
 from octavo.planner.latency import Efficiency
 from octavo.planner.model import ModelSizes, format_of
 from octavo.planner.plan import Outcome, Workload, evaluate
-from octavo.planner.setup import Setup
+from octavo.planner.setup import MOST_SEQUENCES, Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def stages(
     if _may_have_int4(model, setup) and no_int4(model, setup) is None:
         smaller = replace(smaller_kv, weight_format="int4")
         steps.append(("weights in int4", smaller, True))
-    if setup.max_num_seqs is not None:
+    if setup.max_num_seqs is not None and setup.max_num_seqs < MOST_SEQUENCES:
         steps.append(("a larger batch", replace(smaller, max_num_seqs=None), False))
     found: list[Stage] = []
     for name, own, is_gated in steps:
