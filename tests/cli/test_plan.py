@@ -157,7 +157,14 @@ def test_constants_are_used(tmp_path: Path) -> None:
         (["llama-3.1-8b", "--hardware=h200", "--prompt=0"], "--prompt = 0: .* 1 or more"),
         (["llama-3.1-8b", "--hardware=h200", "--shared=2000"], "--shared = 2000: .* at most 1024"),
         (["llama-3.1-8b", "--hardware=h200", "--prompt=200000"], "contexts of up to 131072 tokens"),
-        (["llama-3.1-8b", "--hardware=h200", "--kv-memory=1TiB"], "kv_cache_bytes = 1099511627776"),
+        (["llama-3.1-8b", "--hardware=h200", "--kv-memory=900GiB"],
+         r"--kv-memory = 900 GiB: \S+ GiB of h200 are left"),
+        (["llama-3.1-8b", "--hardware=h200", "--max-model-len=0"],
+         "--max-model-len = 0: .* 1 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--max-model-len=-5"],
+         "--max-model-len = -5: .* 1 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--max-model-len=100"],
+         "--max-model-len = 100: the prompt and its output are 1280 tokens; .* up to 131072"),
         (["llama-3.1-8b", "--hardware=h200", "--kv-memory=lots"], "--kv-memory = lots: should be"),
         (["llama-3.1-70b", "--hardware=h200"], "Weights: the weights .131 GiB. leave no KV memory"),
         (["llama-3.1-8b", "--hardware=l4", "--tpot=0.01"],
@@ -217,7 +224,8 @@ def test_a_machine_that_cannot_stops_no_comparison(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     said = octavo("llama-3.1-8b", "--hardware=l4,h200", "--kv-memory=60GiB", f"--json={path}")
     assert (
-        re.search(r"l4: \S+ = .* are left", said) and "largest batch within the SLO – 256" in said
+        re.search(r"l4: --kv-memory = 60 GiB: .* are left", said)
+        and "largest batch within the SLO – 256" in said
     )
     first, second = json.loads(path.read_text(encoding="utf-8"))["machines"]
     assert first["best"] is None and "left" in first["limit_sentence"]

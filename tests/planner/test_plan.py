@@ -51,15 +51,18 @@ def test_memory_of_a_gpu_is_divided_as_the_engine_does() -> None:
 def test_kv_memory_can_be_given_and_has_to_be_there() -> None:
     found = fit(LLAMA, H200.accelerator, CHAT.request, Setup(kv_cache_bytes=2**30))
     assert found.num_blocks == 512 and found.requests == 480 // 48
-    with pytest.raises(ConfigError, match=f"kv_cache_bytes = {2**40}: .* of h200 are left"):
+    with pytest.raises(ConfigError, match=r"--kv-memory = 1024 GiB: 103.1 GiB of h200 are"):
         fit(LLAMA, H200.accelerator, CHAT.request, Setup(kv_cache_bytes=2**40))
 
 
 def test_a_request_longer_than_the_contexts_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tokens = 132096: .* contexts of up to 131072 tokens"):
         fit(LLAMA, H200.accelerator, Request(131_072, 1024), Setup())
-    with pytest.raises(ConfigError, match=r"max_model_len = 200000: .* 131072"):
+    with pytest.raises(ConfigError, match=r"--max-model-len = 200000: .* up to 131072 tokens"):
         fit(LLAMA, H200.accelerator, Request(1, 1), Setup(max_model_len=200_000))
+    with pytest.raises(ConfigError, match=r"--max-model-len = 100: .* are 101 tokens"):
+        fit(LLAMA, H200.accelerator, Request(100, 1), Setup(max_model_len=100))
+    fit(LLAMA, H200.accelerator, Request(99, 1), Setup(max_model_len=100))
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ def _workload(options: Options) -> Workload:
 
 def _setup(options: Options, own: Candidate) -> Setup:
     kind = own.machine.accelerator.kind
+    if options.max_model_len is not None:
+        number("--max-model-len", options.max_model_len, least=1)
     return Setup(
         weight_format=options.weight_format,
         kv_cache_dtype=options.kv_cache_dtype,

@@ -89,13 +89,8 @@ class Fit:
 
 
 def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Setup) -> Fit:
-    """Raises ConfigError for a request that is longer than the model's contexts."""
-    longest = setup.max_model_len or model.max_context_tokens
-    total = request.prompt_tokens + request.output_tokens
-    if longest > model.max_context_tokens or total > longest:
-        value, limit = (longest, model.max_context_tokens) if total <= longest else (total, longest)
-        what = "max_model_len" if total <= longest else "prompt and output tokens"
-        raise ConfigError(f"{what} = {value}: {model.name} has contexts of up to {limit} tokens")
+    """Raises ConfigError for a request that is longer than the contexts."""
+    longest = _longest_context(model, request, setup)
     layout = kv_layout(model, setup.kv_cache_dtype, setup.block_size)
     weights = weight_bytes(model, format_of(model, setup.weight_format))
     step = _step_bytes(model, accelerator, setup)
@@ -125,6 +120,25 @@ def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Se
         shared_bytes=round(shared * token_bytes),
         requests=requests,
     )
+
+
+def _longest_context(model: ModelSizes, request: Request, setup: Setup) -> int:
+    most, given = model.max_context_tokens, setup.max_model_len
+    total = request.prompt_tokens + request.output_tokens
+    if given is not None and given > most:
+        raise ConfigError(
+            f"--max-model-len = {given}: {model.name} has contexts of up to {most} tokens"
+        )
+    if total > most:
+        raise ConfigError(
+            f"prompt and output tokens = {total}: {model.name} has contexts of up to {most} tokens"
+        )
+    if given is not None and total > given:
+        raise ConfigError(
+            f"--max-model-len = {given}: the prompt and its output are {total} tokens; "
+            f"{model.name} has contexts of up to {most}"
+        )
+    return most if given is None else given
 
 
 def _step_bytes(model: ModelSizes, accelerator: Accelerator, setup: Setup) -> tuple[int, int]:
@@ -163,6 +177,7 @@ def _kv_bytes(
         return automatic
     if setup.kv_cache_bytes > left:
         raise ConfigError(
-            f"kv_cache_bytes = {setup.kv_cache_bytes}: {left} bytes of {accelerator.name} are left"
+            f"--kv-memory = {setup.kv_cache_bytes / 2**30:g} GiB: {left * 10 // 2**30 / 10} GiB of "
+            f"{accelerator.name} are left for keys and values"
         )
     return setup.kv_cache_bytes
