@@ -95,6 +95,17 @@ def test_the_same_accelerator_at_the_same_price_costs_the_same() -> None:
     assert f"per million good output tokens {price[1]}" in alone
 
 
+def test_each_machine_has_the_price_that_is_given_for_it() -> None:
+    found = json.loads(octavo("llama-3.1-8b", "--hardware=h200,l4", "--price=2,1", "--json=-"))
+    costs = [each["machine_usd_per_hour"] for each in found["machines"]]
+    assert costs == [2, 1]
+
+
+def test_a_machine_is_compared_once() -> None:
+    once = octavo("llama-3.1-8b", "--hardware=h200")
+    assert octavo("llama-3.1-8b", "--hardware=h200,h200") == once
+
+
 def test_accelerators_that_are_paid_for_idle_are_named() -> None:
     said = octavo("llama-3.1-8b", "--hardware=h200,p5en.48xlarge", "--rate=30")
     assert "at 30 requests/s 5 of 8 accelerators on p5en.48xlarge are paid for idle" in said
@@ -137,6 +148,12 @@ def test_constants_are_used(tmp_path: Path) -> None:
     assert "read_ratio = 0: a finite number is expected, above 0" in refused(
         "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
     )
+    path.write_text(json.dumps({**values, "kv_read_ratio": 1.01}), encoding="utf-8")
+    assert "kv_read_ratio = 1.01: a finite number is expected, above 0, at most 1" in refused(
+        "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
+    )
+    path.write_text(json.dumps({**values, "kv_read_ratio": 1.0}), encoding="utf-8")
+    octavo("llama-3.1-8b", "--hardware=h200", f"--constants={path}")
     path.write_text("{}", encoding="utf-8")
     assert "an object with read_ratio, " in refused(
         "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
@@ -151,6 +168,10 @@ def test_constants_are_used(tmp_path: Path) -> None:
         (["llama-3.1-8b"], "--hardware: give NAME"),
         (["llama-3.1-8b", "--hardware=h300"], "hardware = 'h300': known are a100-40"),
         (["llama-3.1-8b", "--hardware=h200", "--price=-1"], "--price = -1.0: .* 0 or more"),
+        (["llama-3.1-8b", "--hardware=h200,l4", "--price=2"],
+         r"--price = 2: 1 for 2 machines \(h200, l4\); give one for each"),
+        (["llama-3.1-8b", "--hardware=h200,l4", "--price=2,-1"], "--price = -1.0: .* 0 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--price=low"], "--price = low: dollars per hour"),
         (["llama-3.1-8b", "--hardware=h200", "--price=nan"], "--price = nan: a finite number"),
         (["llama-3.1-8b", "--hardware=h200", "--rate=0"], "--rate = 0.0: .* above 0"),
         (["llama-3.1-8b", "--hardware=h200", "--load=1.1"], "--load = 1.1: .* at most 1"),
@@ -344,6 +365,12 @@ def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
 )
 def test_bad_offers_are_one_sentence(arguments: list[str], said: str) -> None:
     assert re.search(said, refused(*CONTRACTS, *arguments))
+
+
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    said = refused(*CONTRACTS, "--rate=4", f"--plot={path}", f"--html={tmp_path / '.' / 'x.png'}")
+    assert said == f"--html = {path}: --plot writes that file; name another " and not path.exists()
 
 
 def test_an_empty_log_is_refused(tmp_path: Path) -> None:

@@ -84,12 +84,13 @@ def model(
         ),
     ] = False,
     price: Annotated[
-        Number,
+        str,
         typer.Option(
-            help="Dollars per hour of the machine, in place of the file's.",
+            help="Dollars per hour of the machine, in place of the file's; of several, one for "
+            "each, with commas between: 63,55.",
             rich_help_panel=_MACHINE,
         ),
-    ] = None,
+    ] = "",
     prices: Annotated[
         Path | None,
         typer.Option(
@@ -171,9 +172,9 @@ def model(
 
     options = command.Options(
         model=name,
-        hardware=tuple(part.strip() for part in hardware.split(",") if part.strip()),
+        hardware=tuple(dict.fromkeys(part.strip() for part in hardware.split(",") if part.strip())),
         measured=measured,
-        usd_per_hour=price,
+        usd_per_hour=tuple(part.strip() for part in price.split(",") if part.strip()),
         prices=prices,
         constants=constants,
         prompt_tokens=prompt,

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from octavo.cli.bench_options import check_file, check_picture
+from octavo.cli.bench_options import check_apart, check_file, check_picture
 from octavo.cli.plan_machines import candidate, read_constants
 from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, write_json
 from octavo.cli.plan_terms import Options, terms_of
@@ -64,6 +64,8 @@ def run(options: Options) -> int:
         check_file("--json", options.json_file)
         check_picture("--plot", options.plot_file)
         check_file("--html", options.html_file)
+        check_apart({"--json": options.json_file, "--plot": options.plot_file,
+                     "--html": options.html_file})  # fmt: skip
         compared = _compared(options)
         if options.json_file is not None:
             write_json(options.json_file, document(compared))

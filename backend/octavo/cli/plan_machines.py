@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -107,6 +108,11 @@ def read_constants(path: Path | None) -> Efficiency | None:
     names = [field.name for field in fields(Efficiency)]
     if not isinstance(values, dict) or set(values) != set(names):
         raise ConfigError(f"--constants = {path}: an object with {', '.join(names)} is expected")
+    # No share of a peak is above the peak: `fitting` finds none either.
+    most = {name: 1.0 if name.endswith("_ratio") else math.inf for name in names}
     return Efficiency(
-        **{name: number(f"{path}: {name}", values[name], above=True) for name in names}
+        **{
+            name: number(f"{path}: {name}", values[name], above=True, most=most[name])
+            for name in names
+        }
     )

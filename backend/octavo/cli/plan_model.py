@@ -11,7 +11,13 @@ from rich.console import Console
 
 from octavo.cli import plan_tables
 from octavo.cli.bench_options import check_file, parsed_bytes
-from octavo.cli.plan_machines import Candidate, candidate, read_constants, this_machine
+from octavo.cli.plan_machines import (
+    THIS_MACHINE,
+    Candidate,
+    candidate,
+    read_constants,
+    this_machine,
+)
 from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, write_json
 from octavo.cli.plan_results import Planned, Unplanned, machine_document, planned
 from octavo.config import SLO
@@ -37,7 +43,7 @@ class Options:
     model: str | None
     hardware: tuple[str, ...]
     measured: bool
-    usd_per_hour: float | None
+    usd_per_hour: tuple[str, ...]
     prices: Path | None
     constants: Path | None
     prompt_tokens: int
@@ -129,18 +135,34 @@ def _setup(options: Options, own: Candidate) -> Setup:
 
 
 def _candidates(options: Options, model: ModelSizes) -> list[Candidate]:
-    usd = options.usd_per_hour
-    if usd is not None:
-        number("--price", usd)
     if options.measured == bool(options.hardware):
         raise ConfigError(
             "--hardware: give NAME, or several with commas between, or --measured for this "
             f"machine; known are {', '.join(accelerator_names() + instance_names())}"
         )
+    given = _given_prices(options)
     if options.measured:
-        return [this_machine(format_of(model, options.weight_format).activation, usd)]
+        return [this_machine(format_of(model, options.weight_format).activation, given[0])]
     prices: Prices = load_prices(options.prices)
-    return [candidate(name, prices, usd) for name in options.hardware]
+    return [candidate(name, prices, usd) for name, usd in zip(options.hardware, given, strict=True)]
+
+
+def _given_prices(options: Options) -> list[float | None]:
+    """Of each machine; None: the file's. Raises ConfigError."""
+    machines, given = options.hardware or (THIS_MACHINE,), options.usd_per_hour
+    if not given:
+        return [None] * len(machines)
+    shown = ",".join(given)
+    if len(given) != len(machines):
+        raise ConfigError(
+            f"--price = {shown}: {len(given)} for {len(machines)} machines "
+            f"({', '.join(machines)}); give one for each, in their order"
+        )
+    try:
+        usd = [float(part) for part in given]
+    except ValueError:
+        raise ConfigError(f"--price = {shown}: dollars per hour are expected, 0 or more") from None
+    return [number("--price", each) for each in usd]
 
 
 def _found(
