@@ -204,9 +204,15 @@ def test_a_config_without_a_key_is_refused(key: str, tmp_path: Path) -> None:
     text = (ROOT / "models" / "octavo-tiny" / "config.json").read_text(encoding="utf-8")
     config = json.loads(text)
     del config[key]
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    assert f"{key} is missing; a whole number" in refused(path, "--hardware=h200")
+    for name in ("config.json", "my-llama.json"):
+        path = tmp_path / name
+        path.write_text(json.dumps(config), encoding="utf-8")
+        said = refused(path, "--hardware=h200")
+        assert said.startswith(f"{path}: {key} is missing; a whole number")
+    assert refused(tmp_path, "--hardware=h200").startswith(f"{tmp_path / 'config.json'}: {key} is")
+    path.write_text(json.dumps({**config, "architectures": ["Gpt9"]}), encoding="utf-8")
+    said = refused(path, "--hardware=h200")
+    assert said.startswith(f"{path}: architectures = ['Gpt9'] is not supported")
 
 
 def config_file(folder: Path, **keys: Any) -> Path:
@@ -346,6 +352,10 @@ def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
     assert api["usd_per_month"] == pytest.approx(day * 730 / 24)
     assert "reserved" not in [each["name"] for each in found["contracts"]]
     assert any("no reserved price: none is invented" in note for note in found["notes"])
+    assert any("serves another model than llama-3.1-8b" in note for note in found["notes"])
+    write_log(log, *lines, {**LOG_LINE, "arrival_s": 1.8e9, "prompt_tokens": 128_001})
+    said = refused(*CONTRACTS, f"--traffic={log}", "--api=groq/llama-3.3-70b-versatile")
+    assert "a prompt of 128001 tokens is more than its max_input_tokens = 128000" in said
 
 
 @pytest.mark.parametrize(
@@ -358,11 +368,13 @@ def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
         (["--rate=4", "--capital=1000"], "--kwh is missing"),
         (["--rate=4", "--capital=1000", "--kwh=0.1"], "--power is missing: no power of m7i"),
         (["--rate=4", "--api=acme/one"], "price of API model = 'acme/one': known are groq/"),
+        (["--rate=4", "--prompt=33000", "--api=openrouter/mistralai/mistral-7b-instruct"],
+         "a prompt of 33000 tokens is more than its max_input_tokens = 32768"),
         (["--rate=4", "--capacity=0"], "--capacity = 0.0: .* above 0"),
         (["--rate=4", "--tpot=0.001"], "SLO: no batch meets it on m7i.metal-24xl"),
         (["--traffic=nowhere.jsonl"], "traffic log nowhere.jsonl: .*No such file"),
     ],
-)
+)  # fmt: skip
 def test_bad_offers_are_one_sentence(arguments: list[str], said: str) -> None:
     assert re.search(said, refused(*CONTRACTS, *arguments))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -114,6 +115,24 @@ def test_a_price_of_the_future_is_refused(tmp_path: Path) -> None:
             load_prices(path)
         path.write_text(row.replace("2026-11-20", str(today)), encoding="utf-8")
         load_prices(path)
+
+
+def test_an_api_takes_requests_up_to_its_limits() -> None:
+    api = OWN.model("openrouter/mistralai/mistral-7b-instruct")
+    api.check_serves(32_768, 8191)
+    with pytest.raises(ConfigError, match=r"a prompt of 32769 tokens .* max_input_tokens = 32768"):
+        api.check_serves(32_769, 1)
+    with pytest.raises(ConfigError, match=r"an answer of 8192 tokens .* max_output_tokens = 8191"):
+        api.check_serves(1, 8192)
+    replace(api, max_input_tokens=None, max_output_tokens=None).check_serves(10**9, 10**9)
+
+
+def test_an_api_of_another_model_is_said_to_be_one() -> None:
+    api = OWN.model("groq/llama-3.1-8b-instant")
+    assert api.other_model_note("llama-3.1-8b") is None
+    assert api.other_model_note("Llama-3.1-8B-Instant") is None
+    for other in ("llama-3.1-70b", "llama-3.2-1b", "my-llama"):
+        assert f"serves another model than {other}" in str(api.other_model_note(other))
 
 
 def test_litellms_other_fields_are_passed_over(tmp_path: Path) -> None:

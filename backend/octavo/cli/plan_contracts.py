@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -95,6 +96,12 @@ def _compared(options: Options) -> Compared:
         tpot_s=number("--tpot", options.tpot_s, above=True),
     )
     prices = load_prices(options.prices)
+    api = None if options.api is None else prices.model(options.api)
+    if api is not None:
+        asked: Sequence[LoggedRequest | Request] = log or [request]
+        api.check_serves(
+            max(each.prompt_tokens for each in asked), max(each.output_tokens for each in asked)
+        )
     if options.usd_per_hour is not None:
         number("--price", options.usd_per_hour)
     hardware = candidate(options.hardware, prices, options.usd_per_hour)
@@ -112,6 +119,8 @@ def _compared(options: Options) -> Compared:
     floor = newsvendor_floor(needed, terms)
     has_hybrid = terms.spot is not None or terms.floor_usd_per_hour is not None
     notes = [hardware.note] if hardware.note else []
+    if api is not None and (other := api.other_model_note(outcome.engine.loaded.model.name)):
+        notes.append(other)
     notes += dtype_notes(outcome.engine.loaded.model, machine.accelerator, outcome.engine.setup)
     notes += stale_notes(quotes, date.today())
     if terms.spot is not None:

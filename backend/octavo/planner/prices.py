@@ -76,10 +76,39 @@ class MachinePrice:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
+    """max_input_tokens, max_output_tokens: of a request; None: no limit is known"""
+
     quote: Quote
     input_cost_per_token: float
     output_cost_per_token: float
     cache_read_input_token_cost: float | None = None
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+
+    def check_serves(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Raises ConfigError for a request that the API does not take."""
+        for what, tokens, key, most in (
+            ("a prompt", prompt_tokens, "max_input_tokens", self.max_input_tokens),
+            ("an answer", output_tokens, "max_output_tokens", self.max_output_tokens),
+        ):
+            if most is not None and tokens > most:
+                raise ConfigError(
+                    f"--api = {self.quote.name}: {what} of {tokens} tokens is more than its "
+                    f"{key} = {most}"
+                )
+
+    def other_model_note(self, model: str) -> str | None:
+        """None if the names say that it serves `model`, in whatever variant."""
+        own, served = (
+            "".join(filter(str.isalnum, name.lower()))
+            for name in (model, self.quote.name.rpartition("/")[2])
+        )
+        if served.startswith(own):
+            return None
+        return (
+            f"by its name, the API {self.quote.name} serves another model than {model}: they are "
+            "compared in dollars alone"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +223,13 @@ def _model(name: str, row: dict[str, Any], where: str) -> TokenPrice:
         input_cost_per_token=_price(row, field, "input_cost_per_token"),
         output_cost_per_token=_price(row, field, "output_cost_per_token"),
         cache_read_input_token_cost=_price(row, field, cached) if cached in row else None,
+        max_input_tokens=_tokens(row, field, "max_input_tokens"),
+        max_output_tokens=_tokens(row, field, "max_output_tokens"),
     )
+
+
+def _tokens(row: dict[str, Any], field: str, key: str) -> int | None:
+    return int(number(f"{field}.{key}", row[key], least=1)) if key in row else None
 
 
 def _price(row: dict[str, Any], field: str, key: str) -> float:
