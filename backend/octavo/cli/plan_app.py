@@ -174,7 +174,7 @@ def model(
         model=name,
         hardware=tuple(dict.fromkeys(part.strip() for part in hardware.split(",") if part.strip())),
         measured=measured,
-        usd_per_hour=tuple(part.strip() for part in price.split(",") if part.strip()),
+        usd_per_hour=tuple(part.strip() for part in price.split(",")) if price else (),
         prices=prices,
         constants=constants,
         prompt_tokens=prompt,

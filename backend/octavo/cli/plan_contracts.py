@@ -62,11 +62,11 @@ class Compared:
 def run(options: Options) -> int:
     """The exit code."""
     try:
+        check_apart({"--json": options.json_file, "--plot": options.plot_file,
+                     "--html": options.html_file})  # fmt: skip
         check_file("--json", options.json_file)
         check_picture("--plot", options.plot_file)
         check_file("--html", options.html_file)
-        check_apart({"--json": options.json_file, "--plot": options.plot_file,
-                     "--html": options.html_file})  # fmt: skip
         compared = _compared(options)
         if options.json_file is not None:
             write_json(options.json_file, document(compared))
@@ -96,17 +96,17 @@ def _compared(options: Options) -> Compared:
         tpot_s=number("--tpot", options.tpot_s, above=True),
     )
     prices = load_prices(options.prices)
+    if options.usd_per_hour is not None:
+        number("--price", options.usd_per_hour)
+    hardware = candidate(options.hardware, prices, options.usd_per_hour)
+    if hardware.machine_usd_per_hour is None:
+        raise ConfigError(f"--hardware = {options.hardware}: {hardware.note}")
     api = None if options.api is None else prices.model(options.api)
     if api is not None:
         asked: Sequence[LoggedRequest | Request] = log or [request]
         api.check_serves(
             max(each.prompt_tokens for each in asked), max(each.output_tokens for each in asked)
         )
-    if options.usd_per_hour is not None:
-        number("--price", options.usd_per_hour)
-    hardware = candidate(options.hardware, prices, options.usd_per_hour)
-    if hardware.machine_usd_per_hour is None:
-        raise ConfigError(f"--hardware = {options.hardware}: {hardware.note}")
     # A month is rented by the machine; of one accelerator its share is taken.
     count = hardware.machine.count if hardware.is_whole else 1
     usd = hardware.machine_usd_per_hour / (1 if hardware.is_whole else hardware.machine.count)

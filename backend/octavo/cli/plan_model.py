@@ -150,13 +150,13 @@ def _candidates(options: Options, model: ModelSizes) -> list[Candidate]:
 def _given_prices(options: Options) -> list[float | None]:
     """Of each machine; None: the file's. Raises ConfigError."""
     machines, given = options.hardware or (THIS_MACHINE,), options.usd_per_hour
-    if not given:
+    if not given:  # the option's default
         return [None] * len(machines)
     shown = ",".join(given)
     if len(given) != len(machines):
         raise ConfigError(
-            f"--price = {shown}: {len(given)} for {len(machines)} machines "
-            f"({', '.join(machines)}); give one for each, in their order"
+            f"--price = {shown}: {len(given)} for {len(machines)} machine(s), "
+            f"{', '.join(machines)}; give one for each, in their order"
         )
     try:
         usd = [float(part) for part in given]
