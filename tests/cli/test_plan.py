@@ -101,6 +101,35 @@ def test_each_machine_has_the_price_that_is_given_for_it() -> None:
     assert costs == [2, 1]
 
 
+def test_one_accelerator_has_its_share_of_reserved_and_spot_prices(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(
+        '[machines."p5en.48xlarge"]\nusd_per_hour = 64\nreserved_usd_per_hour = 40\n'
+        'spot_usd_per_hour = [8, 16]\nregion = "x"\nas_of = 2026-11-20\nsource = "offer"\n',
+        encoding="utf-8",
+    )
+    found = json.loads(
+        octavo("contracts", "llama-3.1-8b", "--hardware=h200", "--rate=4", f"--prices={path}",
+               "--json=-")
+    )  # fmt: skip
+    terms = found["terms"]
+    assert (terms["on_demand_usd_per_hour"], terms["reserved_usd_per_hour"]) == (8, 5)
+    assert terms["spot"]["usd_per_hour"] == 2
+    assert not any("no reserved price" in note for note in found["notes"])
+
+
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    said = refused(*CONTRACTS, "--rate=4", f"--plot={path}", f"--html={tmp_path / '.' / 'x.png'}")
+    assert said == f"--html = {path}: --plot writes that file; name another " and not path.exists()
+
+
+def test_an_api_is_not_compared_with_requests_that_it_does_not_take() -> None:
+    said = refused("contracts", "llama-3.1-8b", "--hardware=h200", "--rate=4", "--prompt=33000",
+                   "--api=openrouter/mistralai/mistral-7b-instruct")  # fmt: skip
+    assert "a prompt of 33000 tokens is more than its max_input_tokens = 32768" in said
+
+
 def test_a_machine_is_compared_once() -> None:
     once = octavo("llama-3.1-8b", "--hardware=h200")
     assert octavo("llama-3.1-8b", "--hardware=h200,h200") == once
@@ -319,23 +348,6 @@ def test_five_contracts_are_compared_and_drawn(tmp_path: Path) -> None:
     assert again == said, "the simulation is seeded"
 
 
-def test_one_accelerator_has_its_share_of_reserved_and_spot_prices(tmp_path: Path) -> None:
-    path = tmp_path / "prices.toml"
-    path.write_text(
-        '[machines."p5en.48xlarge"]\nusd_per_hour = 64\nreserved_usd_per_hour = 40\n'
-        'spot_usd_per_hour = [8, 16]\nregion = "x"\nas_of = 2026-11-20\nsource = "offer"\n',
-        encoding="utf-8",
-    )
-    found = json.loads(
-        octavo("contracts", "llama-3.1-8b", "--hardware=h200", "--rate=4", f"--prices={path}",
-               "--json=-")
-    )  # fmt: skip
-    terms = found["terms"]
-    assert (terms["on_demand_usd_per_hour"], terms["reserved_usd_per_hour"]) == (8, 5)
-    assert terms["spot"]["usd_per_hour"] == 2
-    assert not any("no reserved price" in note for note in found["notes"])
-
-
 def write_log(path: Path, *lines: Any) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -369,21 +381,13 @@ def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
         (["--rate=4", "--capital=1000"], "--kwh is missing"),
         (["--rate=4", "--capital=1000", "--kwh=0.1"], "--power is missing: no power of m7i"),
         (["--rate=4", "--api=acme/one"], "price of API model = 'acme/one': known are groq/"),
-        (["--rate=4", "--prompt=33000", "--api=openrouter/mistralai/mistral-7b-instruct"],
-         "a prompt of 33000 tokens is more than its max_input_tokens = 32768"),
         (["--rate=4", "--capacity=0"], "--capacity = 0.0: .* above 0"),
         (["--rate=4", "--tpot=0.001"], "SLO: no batch meets it on m7i.metal-24xl"),
         (["--traffic=nowhere.jsonl"], "traffic log nowhere.jsonl: .*No such file"),
     ],
-)  # fmt: skip
+)
 def test_bad_offers_are_one_sentence(arguments: list[str], said: str) -> None:
     assert re.search(said, refused(*CONTRACTS, *arguments))
-
-
-def test_two_outputs_are_two_files(tmp_path: Path) -> None:
-    path = tmp_path / "x.png"
-    said = refused(*CONTRACTS, "--rate=4", f"--plot={path}", f"--html={tmp_path / '.' / 'x.png'}")
-    assert said == f"--html = {path}: --plot writes that file; name another " and not path.exists()
 
 
 def test_an_empty_log_is_refused(tmp_path: Path) -> None:
