@@ -259,7 +259,7 @@ def test_a_config_that_names_no_dtype_says_so(tmp_path: Path) -> None:
     path = config_file(tmp_path, torch_dtype=None)
     own = [path, "--hardware=h200", "--prompt=64", "--output=16"]
     said = refused(*own)
-    assert "has no torch_dtype and is taken as float32, of which no peak of h200 is known" in said
+    assert "no torch_dtype and is taken as float32; no peak for float32 is known of h200" in said
     assert "name --dtype bfloat16" in said
     assert "no torch_dtype" not in octavo(*own, "--dtype=bfloat16")
     assert "no torch_dtype" not in octavo(config_file(tmp_path, torch_dtype=None, dtype="float16"),
