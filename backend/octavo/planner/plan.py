@@ -141,8 +141,8 @@ def computed_in(model: ModelSizes, accelerator: Accelerator, own: WeightFormat) 
         return "bfloat16"
     if own.activation == model.dtype and not model.is_dtype_named and model.dtype not in known:
         raise ConfigError(
-            f"{_taken_as(model)}; no peak for {model.dtype} is known of {accelerator.name}, but for "
-            f"{', '.join(known)}: name --dtype bfloat16, or have the config name it"
+            f"{_taken_as(model)}; no peak for {model.dtype} is known of {accelerator.name}, but "
+            f"for {', '.join(known)}: name --dtype bfloat16, or have the config name it"
         )
     return own.activation
 
