@@ -86,6 +86,62 @@ def test_machines_are_compared(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_same_accelerator_at_the_same_price_costs_the_same() -> None:
+    said = octavo("llama-3.1-8b", "--hardware=h200,p5en.48xlarge")
+    price = re.search(r"The cheapest, at the same cost: h200, p5en.48xlarge: (\S+) per", said)
+    assert price and said.count(price[1]) == 3
+    assert re.search(r"Note: no --rate is given: .* by 1 on h200, \S+ requests/s by 8 on", said)
+    alone = octavo("llama-3.1-8b", "--hardware=p5en.48xlarge")
+    assert f"per million good output tokens {price[1]}" in alone
+
+
+def test_each_machine_has_the_price_that_is_given_for_it() -> None:
+    found = json.loads(octavo("llama-3.1-8b", "--hardware=h200,l4", "--price=2,1", "--json=-"))
+    costs = [each["machine_usd_per_hour"] for each in found["machines"]]
+    assert costs == [2, 1]
+
+
+def test_one_accelerator_has_its_share_of_reserved_and_spot_prices(tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(
+        '[machines."p5en.48xlarge"]\nusd_per_hour = 64\nreserved_usd_per_hour = 40\n'
+        'spot_usd_per_hour = [8, 16]\nregion = "x"\nas_of = 2026-11-20\nsource = "offer"\n',
+        encoding="utf-8",
+    )
+    found = json.loads(
+        octavo("contracts", "llama-3.1-8b", "--hardware=h200", "--rate=4", f"--prices={path}",
+               "--json=-")
+    )  # fmt: skip
+    terms = found["terms"]
+    assert (terms["on_demand_usd_per_hour"], terms["reserved_usd_per_hour"]) == (8, 5)
+    assert terms["spot"]["usd_per_hour"] == 2
+    assert not any("no reserved price" in note for note in found["notes"])
+
+
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    said = refused(*CONTRACTS, "--rate=4", f"--plot={path}", f"--html={tmp_path / '.' / 'x.png'}")
+    assert said == f"--html = {path}: --plot writes that file; name another " and not path.exists()
+
+
+def test_an_api_is_not_compared_with_requests_that_it_does_not_take() -> None:
+    said = refused("contracts", "llama-3.1-8b", "--hardware=h200", "--rate=4", "--prompt=33000",
+                   "--api=openrouter/mistralai/mistral-7b-instruct")  # fmt: skip
+    assert "a prompt of 33000 tokens is more than its max_input_tokens = 32768" in said
+
+
+def test_a_machine_is_compared_once() -> None:
+    once = octavo("llama-3.1-8b", "--hardware=h200")
+    assert octavo("llama-3.1-8b", "--hardware=h200,h200") == once
+
+
+def test_accelerators_that_are_paid_for_idle_are_named() -> None:
+    said = octavo("llama-3.1-8b", "--hardware=h200,p5en.48xlarge", "--rate=30")
+    assert "at 30 requests/s 5 of 8 accelerators on p5en.48xlarge are paid for idle" in said
+    assert "h200 is the cheapest" in said and "in p5en.48xlarge, which is rented as a whole" in said
+    assert "on h200 are paid for idle" not in said and "no --rate" not in said
+
+
 def test_a_folder_and_a_file_are_planned_too(tmp_path: Path) -> None:
     folder = ROOT / "models" / "octavo-tiny"
     for model in (folder, folder / "config.json", "octavo-tiny"):
@@ -121,6 +177,12 @@ def test_constants_are_used(tmp_path: Path) -> None:
     assert "read_ratio = 0: a finite number is expected, above 0" in refused(
         "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
     )
+    path.write_text(json.dumps({**values, "kv_read_ratio": 1.01}), encoding="utf-8")
+    assert "kv_read_ratio = 1.01: a finite number is expected, above 0, at most 1" in refused(
+        "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
+    )
+    path.write_text(json.dumps({**values, "kv_read_ratio": 1.0}), encoding="utf-8")
+    octavo("llama-3.1-8b", "--hardware=h200", f"--constants={path}")
     path.write_text("{}", encoding="utf-8")
     assert "an object with read_ratio, " in refused(
         "llama-3.1-8b", "--hardware=h200", f"--constants={path}"
@@ -135,13 +197,25 @@ def test_constants_are_used(tmp_path: Path) -> None:
         (["llama-3.1-8b"], "--hardware: give NAME"),
         (["llama-3.1-8b", "--hardware=h300"], "hardware = 'h300': known are a100-40"),
         (["llama-3.1-8b", "--hardware=h200", "--price=-1"], "--price = -1.0: .* 0 or more"),
+        (["llama-3.1-8b", "--hardware=h200,l4", "--price=2"],
+         r"--price = 2: 1 for 2 machine\(s\), h200, l4; give one for each"),
+        (["llama-3.1-8b", "--hardware=h200,l4", "--price=2,-1"], "--price = -1.0: .* 0 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--price=,"], "--price = ,: 2 for 1 machine"),
+        (["llama-3.1-8b", "--hardware=h200", "--price=low"], "--price = low: dollars per hour"),
         (["llama-3.1-8b", "--hardware=h200", "--price=nan"], "--price = nan: a finite number"),
         (["llama-3.1-8b", "--hardware=h200", "--rate=0"], "--rate = 0.0: .* above 0"),
         (["llama-3.1-8b", "--hardware=h200", "--load=1.1"], "--load = 1.1: .* at most 1"),
         (["llama-3.1-8b", "--hardware=h200", "--prompt=0"], "--prompt = 0: .* 1 or more"),
         (["llama-3.1-8b", "--hardware=h200", "--shared=2000"], "--shared = 2000: .* at most 1024"),
         (["llama-3.1-8b", "--hardware=h200", "--prompt=200000"], "contexts of up to 131072 tokens"),
-        (["llama-3.1-8b", "--hardware=h200", "--kv-memory=1TiB"], "kv_cache_bytes = 1099511627776"),
+        (["llama-3.1-8b", "--hardware=h200", "--kv-memory=900GiB"],
+         r"--kv-memory = 900 GiB: \S+ GiB of h200 are left"),
+        (["llama-3.1-8b", "--hardware=h200", "--max-model-len=0"],
+         "--max-model-len = 0: .* 1 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--max-model-len=-5"],
+         "--max-model-len = -5: .* 1 or more"),
+        (["llama-3.1-8b", "--hardware=h200", "--max-model-len=100"],
+         "--max-model-len = 100: the prompt and its output are 1280 tokens; .* up to 131072"),
         (["llama-3.1-8b", "--hardware=h200", "--kv-memory=lots"], "--kv-memory = lots: should be"),
         (["llama-3.1-70b", "--hardware=h200"], "Weights: the weights .131 GiB. leave no KV memory"),
         (["llama-3.1-8b", "--hardware=l4", "--tpot=0.01"],
@@ -160,9 +234,67 @@ def test_a_config_without_a_key_is_refused(key: str, tmp_path: Path) -> None:
     text = (ROOT / "models" / "octavo-tiny" / "config.json").read_text(encoding="utf-8")
     config = json.loads(text)
     del config[key]
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    assert f"{key} is missing; a whole number" in refused(path, "--hardware=h200")
+    for name in ("config.json", "my-llama.json"):
+        path = tmp_path / name
+        path.write_text(json.dumps(config), encoding="utf-8")
+        said = refused(path, "--hardware=h200")
+        assert said.startswith(f"{path}: {key} is missing; a whole number")
+    assert refused(tmp_path, "--hardware=h200").startswith(f"{tmp_path / 'config.json'}: {key} is")
+    path.write_text(json.dumps({**config, "architectures": ["Gpt9"]}), encoding="utf-8")
+    said = refused(path, "--hardware=h200")
+    assert said.startswith(f"{path}: architectures = ['Gpt9'] is not supported")
+
+
+def config_file(folder: Path, **keys: Any) -> Path:
+    """octavo-tiny's with `keys` in place of its own; without those that are None."""
+    text = (ROOT / "models" / "octavo-tiny" / "config.json").read_text(encoding="utf-8")
+    changed = {**json.loads(text), **keys}
+    path = folder / "config.json"
+    left = {key: value for key, value in changed.items() if value is not None}
+    path.write_text(json.dumps(left), encoding="utf-8")
+    return path
+
+
+def test_a_config_that_names_no_dtype_says_so(tmp_path: Path) -> None:
+    path = config_file(tmp_path, torch_dtype=None)
+    own = [path, "--hardware=h200", "--prompt=64", "--output=16"]
+    said = refused(*own)
+    assert "no torch_dtype and is taken as float32; no peak for float32 is known of h200" in said
+    assert "name --dtype bfloat16" in said
+    assert "no torch_dtype" not in octavo(*own, "--dtype=bfloat16")
+    assert "no torch_dtype" not in octavo(config_file(tmp_path, torch_dtype=None, dtype="float16"),
+                                          *own[1:])  # fmt: skip
+    named = refused(config_file(tmp_path, torch_dtype="float32"), *own[1:])
+    assert "no peak for float32 is known" in named and "no torch_dtype" not in named
+
+
+def test_float16_is_planned_in_bfloat16_where_that_alone_has_a_peak() -> None:
+    own = ["llama-2-7b", "--prompt=200", "--output=50", "--tpot=1", "--ttft=60"]
+    said = octavo(*own, "--hardware=m7i.metal-24xl,h200")
+    note = "llama-2-7b is float16, of which no peak of xeon-8488c is known: planned in bfloat16"
+    assert said.count("is float16") == 1 and note in said and "is the cheapest" in said
+    rented = octavo("contracts", *own, "--hardware=m7i.metal-24xl", "--rate=0.1", "--json=-")
+    assert any(note in each for each in json.loads(rented)["notes"])
+
+
+def test_a_machine_that_cannot_stops_no_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    said = octavo("llama-3.1-8b", "--hardware=l4,h200", "--kv-memory=60GiB", f"--json={path}")
+    assert (
+        re.search(r"l4: --kv-memory = 60 GiB: .* are left", said)
+        and "largest batch within the SLO – 256" in said
+    )
+    first, second = json.loads(path.read_text(encoding="utf-8"))["machines"]
+    assert first["best"] is None and "left" in first["limit_sentence"]
+    assert second["best"]["batch"] == 256
+    assert "of l4 are left" in refused("llama-3.1-8b", "--hardware=l4,l4", "--kv-memory=60GiB")
+
+
+def test_rows_that_int4_cannot_group_are_planned_in_bf16(tmp_path: Path) -> None:
+    path = config_file(tmp_path, hidden_size=64, intermediate_size=172)
+    said = octavo(path, "--hardware=h200", "--prompt=64", "--output=16")
+    assert "Note: weights in int4 are left out: " in said and "rows of 172 weights" in said
+    assert "weights in int4 *" not in said and "weights int4 – –" in said
 
 
 def test_prices_of_the_operator(tmp_path: Path) -> None:
@@ -233,6 +365,10 @@ def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
     assert api["usd_per_month"] == pytest.approx(day * 730 / 24)
     assert "reserved" not in [each["name"] for each in found["contracts"]]
     assert any("no reserved price: none is invented" in note for note in found["notes"])
+    assert any("serves another model than llama-3.1-8b" in note for note in found["notes"])
+    write_log(log, *lines, {**LOG_LINE, "arrival_s": 1.8e9, "prompt_tokens": 128_001})
+    said = refused(*CONTRACTS, f"--traffic={log}", "--api=groq/llama-3.3-70b-versatile")
+    assert "a prompt of 128001 tokens is more than its max_input_tokens = 128000" in said
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from octavo.planner.limits import binding_limit
 from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Workload, bill, evaluate
 from octavo.planner.setup import Setup, fit
-from octavo.planner.stages import stages
+from octavo.planner.stages import no_int4, stages
 
 H200 = find_machine("h200")
 CHAT = Workload(Request(1024, 256, 512))
@@ -51,15 +51,18 @@ def test_memory_of_a_gpu_is_divided_as_the_engine_does() -> None:
 def test_kv_memory_can_be_given_and_has_to_be_there() -> None:
     found = fit(LLAMA, H200.accelerator, CHAT.request, Setup(kv_cache_bytes=2**30))
     assert found.num_blocks == 512 and found.requests == 480 // 48
-    with pytest.raises(ConfigError, match=f"kv_cache_bytes = {2**40}: .* of h200 are left"):
+    with pytest.raises(ConfigError, match=r"--kv-memory = 1024 GiB: 103.1 GiB of h200 are"):
         fit(LLAMA, H200.accelerator, CHAT.request, Setup(kv_cache_bytes=2**40))
 
 
 def test_a_request_longer_than_the_contexts_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tokens = 132096: .* contexts of up to 131072 tokens"):
         fit(LLAMA, H200.accelerator, Request(131_072, 1024), Setup())
-    with pytest.raises(ConfigError, match=r"max_model_len = 200000: .* 131072"):
+    with pytest.raises(ConfigError, match=r"--max-model-len = 200000: .* up to 131072 tokens"):
         fit(LLAMA, H200.accelerator, Request(1, 1), Setup(max_model_len=200_000))
+    with pytest.raises(ConfigError, match=r"--max-model-len = 100: .* are 101 tokens"):
+        fit(LLAMA, H200.accelerator, Request(100, 1), Setup(max_model_len=100))
+    fit(LLAMA, H200.accelerator, Request(99, 1), Setup(max_model_len=100))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,11 @@ def test_a_request_longer_than_the_contexts_is_refused() -> None:
     [
         ("llama-3.1-70b", "h200", CHAT, {}, "weights", "Weights: .*131 GiB.* leave no KV memory"),
         ("llama-3.1-8b", "l4", Workload(Request(60_000, 9)), {}, "kv", "KV memory: .*one request"),
+        ("llama-3.1-8b", "h200", CHAT, {"max_num_seqs": 10**6}, "step",
+         r"Step: the weights \(15.0 GiB\) and the largest step \(956 GiB\) leave no KV memory on "
+         r"h200; logits of 1,000,000 sequences take 956 GiB of it: lower --max-num-seqs"),
+        ("llama-3.1-8b", "l4", CHAT, {"max_num_batched_tokens": 65_536}, "step",
+         r"Step: .* activations of 65,536 tokens take 6.2 GiB of it: lower --max-batched-tokens"),
         ("llama-3.1-8b", "h200", CHAT, {}, "max_num_seqs", "max_num_seqs: it stops .* at 32"),
         ("llama-3.1-8b", "l4", Workload(Request(8000, 200), slo=SLO(60, 60)), {"max_num_seqs": 400},
          "kv", "KV memory: .* requests at once"),
@@ -84,6 +92,15 @@ def test_the_limit_that_binds(
     assert outcome.limit == limit
     sentence = binding_limit(outcome, workload, hardware)
     assert re.match(words, sentence), sentence
+
+
+def test_float16_has_the_peak_of_bfloat16_where_there_is_no_other() -> None:
+    host = find_machine("xeon-8480").accelerator
+    own = replace(LLAMA, dtype="float16")
+    alike = [evaluate(each, host, CHAT, Setup()) for each in (own, LLAMA)]
+    assert alike[0].lone == alike[1].lone and alike[0].fit == alike[1].fit
+    with pytest.raises(ConfigError, match="xeon-8480: no peak for float32 is known"):
+        evaluate(replace(LLAMA, dtype="float32"), host, CHAT, Setup())
 
 
 def test_the_largest_batch_is_the_largest() -> None:
@@ -115,9 +132,23 @@ def test_stages_follow_the_playbook() -> None:
 def test_stages_leave_out_what_is_there_already() -> None:
     setup = Setup(weight_format="int4", kv_cache_dtype="int8", max_num_seqs=None)
     alone = Workload(Request(1024, 256))
+    most = stages(LLAMA, H200.accelerator, alone, replace(setup, max_num_seqs=10**6))
+    assert "a larger batch" not in [each.name for each in most]
     assert [each.name for each in stages(LLAMA, H200.accelerator, alone, setup)] == [
         "contiguous KV memory", "paging",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 4097}, {"intermediate_size": 172}])
+def test_a_model_that_int4_cannot_group_is_planned_without_it(sizes: dict[str, int]) -> None:
+    own = replace(LLAMA, shape=replace(LLAMA.shape, **sizes))
+    found = stages(own, H200.accelerator, CHAT, Setup())
+    assert [each.name for each in found][-2:] == ["KV in int8", "a larger batch"]
+    assert found[-1].setup.weight_format == "auto"
+    why = no_int4(own, Setup())
+    assert why is not None and re.search(rf"rows of {next(iter(sizes.values()))} weights", why)
+    assert no_int4(LLAMA, Setup()) is None
+    assert no_int4(own, Setup(weight_format="int8")) is None
 
 
 def test_quantization_is_proposed_behind_paging_and_sharing() -> None:
@@ -151,9 +182,21 @@ def test_a_bill_by_hand() -> None:
     assert parts == pytest.approx(128.0)
     shared = bill(outcome, machine, 64.0, workload, whole_machines=False)
     assert shared.machines == 1.25 and shared.usd_per_hour == 80.0
-    alone = bill(outcome, machine, 64.0, CHAT)
-    assert alone.replicas == 1
-    assert alone.requests_per_s == pytest.approx(0.7 * outcome.best.requests_per_s)
+    assert (found.idle_accelerators, shared.idle_accelerators) == (6, 0)
+
+
+def test_without_a_rate_a_machine_is_full() -> None:
+    """So one accelerator costs what its share of a machine does."""
+    outcome = evaluate(LLAMA, H200.accelerator, CHAT, Setup())
+    assert outcome.best is not None
+    machine, served = Machine("eight", H200.accelerator, 8), 0.7 * outcome.best.requests_per_s
+    whole = bill(outcome, machine, 64.0, CHAT)
+    assert (whole.replicas, whole.machines, whole.idle_accelerators) == (8, 1, 0)
+    assert whole.requests_per_s == pytest.approx(8 * served)
+    share = bill(outcome, machine, 64.0, CHAT, whole_machines=False)
+    assert (share.replicas, share.usd_per_hour) == (1, 8.0)
+    assert share.requests_per_s == pytest.approx(served)
+    assert share.usd_per_million_good_tokens == pytest.approx(whole.usd_per_million_good_tokens)
 
 
 @settings(deadline=None, max_examples=40)

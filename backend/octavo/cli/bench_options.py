@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,6 +33,17 @@ def check_file(option: str, file: Path | None) -> None:
         raise ConfigError(f"{option} = {file}: no folder {file.absolute().parent}")
     if file is not None and file.is_dir():
         raise ConfigError(f"{option} = {file}: is a folder; name a file in it")
+
+
+def check_apart(files: Mapping[str, Path | None]) -> None:
+    """By option; - is stdout. Raises ConfigError for two that would be the same file."""
+    seen: dict[Path, str] = {}
+    for option, file in files.items():
+        if file is None or file == Path("-"):
+            continue
+        other = seen.setdefault(file.resolve(), option)
+        if other != option:
+            raise ConfigError(f"{option} = {file}: {other} writes that file; name another")
 
 
 def check_picture(option: str, file: Path | None) -> None:

@@ -84,12 +84,13 @@ def model(
         ),
     ] = False,
     price: Annotated[
-        Number,
+        str,
         typer.Option(
-            help="Dollars per hour of the machine, in place of the file's.",
+            help="Dollars per hour of the machine, in place of the file's; of several, one for "
+            "each, with commas between: 63,55.",
             rich_help_panel=_MACHINE,
         ),
-    ] = None,
+    ] = "",
     prices: Annotated[
         Path | None,
         typer.Option(
@@ -121,7 +122,7 @@ def model(
         Number,
         typer.Option(
             help="Requests per second.",
-            show_default="what one engine serves",
+            show_default="what the engines of one machine serve",
             rich_help_panel=_WORKLOAD,
         ),
     ] = None,
@@ -171,9 +172,9 @@ def model(
 
     options = command.Options(
         model=name,
-        hardware=tuple(part.strip() for part in hardware.split(",") if part.strip()),
+        hardware=tuple(dict.fromkeys(part.strip() for part in hardware.split(",") if part.strip())),
         measured=measured,
-        usd_per_hour=price,
+        usd_per_hour=tuple(part.strip() for part in price.split(",")) if price else (),
         prices=prices,
         constants=constants,
         prompt_tokens=prompt,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from octavo.cli.bench_options import check_file, check_picture
+from octavo.cli.bench_options import check_apart, check_file, check_picture
 from octavo.cli.plan_machines import candidate, read_constants
 from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, write_json
 from octavo.cli.plan_terms import Options, terms_of
@@ -30,7 +31,7 @@ from octavo.planner.contracts import (
 )
 from octavo.planner.hardware import Machine
 from octavo.planner.limits import binding_limit
-from octavo.planner.plan import Outcome, Workload, evaluate
+from octavo.planner.plan import Outcome, Workload, dtype_notes, evaluate
 from octavo.planner.prices import load_prices, stale_notes
 from octavo.planner.setup import Setup, usual_batched_tokens, usual_sequences
 from octavo.planner.traffic import LoggedRequest, Traffic
@@ -61,6 +62,8 @@ class Compared:
 def run(options: Options) -> int:
     """The exit code."""
     try:
+        check_apart({"--json": options.json_file, "--plot": options.plot_file,
+                     "--html": options.html_file})  # fmt: skip
         check_file("--json", options.json_file)
         check_picture("--plot", options.plot_file)
         check_file("--html", options.html_file)
@@ -98,6 +101,12 @@ def _compared(options: Options) -> Compared:
     hardware = candidate(options.hardware, prices, options.usd_per_hour)
     if hardware.machine_usd_per_hour is None:
         raise ConfigError(f"--hardware = {options.hardware}: {hardware.note}")
+    api = None if options.api is None else prices.model(options.api)
+    if api is not None:
+        asked: Sequence[LoggedRequest | Request] = log or [request]
+        api.check_serves(
+            max(each.prompt_tokens for each in asked), max(each.output_tokens for each in asked)
+        )
     # A month is rented by the machine; of one accelerator its share is taken.
     count = hardware.machine.count if hardware.is_whole else 1
     usd = hardware.machine_usd_per_hour / (1 if hardware.is_whole else hardware.machine.count)
@@ -110,6 +119,9 @@ def _compared(options: Options) -> Compared:
     floor = newsvendor_floor(needed, terms)
     has_hybrid = terms.spot is not None or terms.floor_usd_per_hour is not None
     notes = [hardware.note] if hardware.note else []
+    if api is not None and (other := api.other_model_note(outcome.engine.loaded.model.name)):
+        notes.append(other)
+    notes += dtype_notes(outcome.engine.loaded.model, machine.accelerator, outcome.engine.setup)
     notes += stale_notes(quotes, date.today())
     if terms.spot is not None:
         notes.append(

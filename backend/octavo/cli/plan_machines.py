@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from pathlib import Path
 from octavo.cli.paths import cache_dir
 from octavo.errors import ConfigError, OctavoError
 from octavo.planner.checks import number
-from octavo.planner.hardware import Accelerator, Machine, find_machine, machines_with
+from octavo.planner.hardware import Accelerator, Machine, find_machine
 from octavo.planner.latency import Efficiency
 from octavo.planner.prices import Prices, Quote
 
@@ -41,16 +42,17 @@ def candidate(name: str, prices: Prices, usd_per_hour: float | None) -> Candidat
     if name in prices.machines:
         price = prices.machines[name]
         return Candidate(machine, price.usd_per_hour, True, None, price.quote)
-    for holder in machines_with(name):
-        if holder.name in prices.machines:
-            price = prices.machines[holder.name]
-            return Candidate(
-                Machine(name, machine.accelerator, holder.count),
-                price.usd_per_hour,
-                is_whole=False,
-                note=f"{name} is priced as one of {holder.count} in {holder.name}",
-                quote=price.quote,
-            )
+    holder = prices.holder(name)
+    if holder is not None:
+        price = prices.machines[holder.name]
+        return Candidate(
+            Machine(name, machine.accelerator, holder.count),
+            price.usd_per_hour,
+            is_whole=False,
+            note=f"{name} is priced as one of {holder.count} in {holder.name}"
+            + (", which is rented as a whole" if holder.count > 1 else ""),
+            quote=price.quote,
+        )
     return Candidate(machine, None, True, f"no price of {name} is known; give --price")
 
 
@@ -106,6 +108,11 @@ def read_constants(path: Path | None) -> Efficiency | None:
     names = [field.name for field in fields(Efficiency)]
     if not isinstance(values, dict) or set(values) != set(names):
         raise ConfigError(f"--constants = {path}: an object with {', '.join(names)} is expected")
+    # No share of a peak is above the peak: `fitting` finds none either.
+    most = {name: 1.0 if name.endswith("_ratio") else math.inf for name in names}
     return Efficiency(
-        **{name: number(f"{path}: {name}", values[name], above=True) for name in names}
+        **{
+            name: number(f"{path}: {name}", values[name], above=True, most=most[name])
+            for name in names
+        }
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
-from datetime import date
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,27 @@ from rich.console import Console
 
 from octavo.cli import plan_tables
 from octavo.cli.bench_options import check_file, parsed_bytes
-from octavo.cli.plan_machines import Candidate, candidate, read_constants, this_machine
+from octavo.cli.plan_machines import (
+    THIS_MACHINE,
+    Candidate,
+    candidate,
+    read_constants,
+    this_machine,
+)
 from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, write_json
+from octavo.cli.plan_results import Planned, Unplanned, machine_document, planned
 from octavo.config import SLO
 from octavo.errors import ConfigError, OctavoError
 from octavo.models.known import find_config, known_names
 from octavo.models.sizes import model_sizes
-from octavo.planner.advice import next_change
 from octavo.planner.capacity import Request
 from octavo.planner.checks import number
 from octavo.planner.hardware import accelerator_names, instance_names
 from octavo.planner.latency import Efficiency
-from octavo.planner.limits import binding_limit
 from octavo.planner.model import ModelSizes, format_of
-from octavo.planner.plan import Bill, Outcome, Workload, bill, evaluate
+from octavo.planner.plan import Workload
 from octavo.planner.prices import Prices, load_prices
-from octavo.planner.setup import Setup, fit, usual_batched_tokens, usual_sequences
-from octavo.planner.stages import Stage, stages
-
-WEIGHT_FORMATS, KV_FORMATS = ("auto", "int8", "int4"), ("auto", "int8")
+from octavo.planner.setup import Setup, usual_batched_tokens, usual_sequences
 
 # Tables need the width; where nobody looks on, lines may be as long.
 _out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
@@ -42,7 +43,7 @@ class Options:
     model: str | None
     hardware: tuple[str, ...]
     measured: bool
-    usd_per_hour: float | None
+    usd_per_hour: tuple[str, ...]
     prices: Path | None
     constants: Path | None
     prompt_tokens: int
@@ -62,23 +63,6 @@ class Options:
     json_file: Path | None
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """All that is said of one machine.
-
-    fits: requests at once, by weight format and KV format; None where a format does not suit
-    """
-
-    candidate: Candidate
-    outcome: Outcome
-    bill: Bill | None
-    limit: str
-    fits: dict[str, dict[str, int | None]]
-    stages: list[Stage]
-    stage_costs: list[float | None]
-    advice: str | None
-
-
 def run(options: Options) -> int:
     """The exit code."""
     try:
@@ -86,15 +70,12 @@ def run(options: Options) -> int:
         model = _model(options)
         workload = _workload(options)
         efficiency = read_constants(options.constants)
-        found = [
-            _planned(model, each, workload, _setup(options, each), efficiency)
-            for each in _candidates(options, model)
-        ]
+        found = _found(options, model, workload, efficiency)
         if options.json_file is not None:
             write_json(options.json_file, document(model, workload, efficiency, found))
         if options.json_file != Path("-"):
             plan_tables.show(_out, model, workload, found, is_assumed=efficiency is None)
-        if all(each.outcome.best is None for each in found):
+        if all(isinstance(each, Unplanned) or each.outcome.best is None for each in found):
             raise ConfigError(found[0].limit)
     except OctavoError as error:
         _err.print(f"octavo: {error}", style="bold red")
@@ -141,6 +122,8 @@ def _workload(options: Options) -> Workload:
 
 def _setup(options: Options, own: Candidate) -> Setup:
     kind = own.machine.accelerator.kind
+    if options.max_model_len is not None:
+        number("--max-model-len", options.max_model_len, least=1)
     return Setup(
         weight_format=options.weight_format,
         kv_cache_dtype=options.kv_cache_dtype,
@@ -152,110 +135,63 @@ def _setup(options: Options, own: Candidate) -> Setup:
 
 
 def _candidates(options: Options, model: ModelSizes) -> list[Candidate]:
-    usd = options.usd_per_hour
-    if usd is not None:
-        number("--price", usd)
     if options.measured == bool(options.hardware):
         raise ConfigError(
             "--hardware: give NAME, or several with commas between, or --measured for this "
             f"machine; known are {', '.join(accelerator_names() + instance_names())}"
         )
+    given = _given_prices(options)
     if options.measured:
-        return [this_machine(format_of(model, options.weight_format).activation, usd)]
+        return [this_machine(format_of(model, options.weight_format).activation, given[0])]
     prices: Prices = load_prices(options.prices)
-    return [candidate(name, prices, usd) for name in options.hardware]
+    return [candidate(name, prices, usd) for name, usd in zip(options.hardware, given, strict=True)]
 
 
-def _planned(
-    model: ModelSizes,
-    own: Candidate,
-    workload: Workload,
-    setup: Setup,
-    efficiency: Efficiency | None,
-) -> Planned:
-    accelerator = own.machine.accelerator
-    outcome = evaluate(model, accelerator, workload, setup, efficiency)
-    steps = stages(model, accelerator, workload, setup, efficiency)
-    bills = [_bill(each.outcome, own, workload) for each in steps]
-    costs = [None if each is None else each.usd_per_million_good_tokens for each in bills]
-    return Planned(
-        candidate=own,
-        outcome=outcome,
-        bill=_bill(outcome, own, workload),
-        limit=binding_limit(outcome, workload, own.machine.name),
-        fits={
-            weights: {kv: _fits(model, own, workload, setup, weights, kv) for kv in KV_FORMATS}
-            for weights in WEIGHT_FORMATS
-        },
-        stages=steps,
-        stage_costs=costs,
-        advice=next_change(steps, costs),
-    )
-
-
-def _bill(outcome: Outcome, own: Candidate, workload: Workload) -> Bill | None:
-    """None without a batch or a price."""
-    if outcome.best is None or own.machine_usd_per_hour is None:
-        return None
-    return bill(
-        outcome, own.machine, own.machine_usd_per_hour, workload, whole_machines=own.is_whole
-    )
-
-
-def _fits(
-    model: ModelSizes, own: Candidate, workload: Workload, setup: Setup, weights: str, kv: str
-) -> int | None:
+def _given_prices(options: Options) -> list[float | None]:
+    """Of each machine; None: the file's. Raises ConfigError."""
+    machines, given = options.hardware or (THIS_MACHINE,), options.usd_per_hour
+    if not given:  # the option's default
+        return [None] * len(machines)
+    shown = ",".join(given)
+    if len(given) != len(machines):
+        raise ConfigError(
+            f"--price = {shown}: {len(given)} for {len(machines)} machine(s), "
+            f"{', '.join(machines)}; give one for each, in their order"
+        )
     try:
-        tried = replace(setup, weight_format=weights, kv_cache_dtype=kv)
-        return fit(model, own.machine.accelerator, workload.request, tried).requests
-    except ConfigError:
-        return None
+        usd = [float(part) for part in given]
+    except ValueError:
+        raise ConfigError(f"--price = {shown}: dollars per hour are expected, 0 or more") from None
+    return [number("--price", each) for each in usd]
+
+
+def _found(
+    options: Options, model: ModelSizes, workload: Workload, efficiency: Efficiency | None
+) -> list[Planned | Unplanned]:
+    """A machine among several that cannot be planned is said to be so, and stops no other.
+    Raises ConfigError if it is the only one, or none can be."""
+    found: list[Planned | Unplanned] = []
+    errors: list[ConfigError] = []
+    for own in _candidates(options, model):
+        try:
+            found.append(planned(model, own, workload, _setup(options, own), efficiency))
+        except ConfigError as error:
+            found.append(Unplanned(own, str(error)))
+            errors.append(error)
+    if len(errors) == len(found):
+        raise errors[0]
+    return found
 
 
 def document(
-    model: ModelSizes, workload: Workload, efficiency: Efficiency | None, found: list[Planned]
+    model: ModelSizes,
+    workload: Workload,
+    efficiency: Efficiency | None,
+    found: list[Planned | Unplanned],
 ) -> dict[str, Any]:
     return {
         "model": asdict(model),
         "workload": asdict(workload),
         "is_assumed": efficiency is None,
-        "machines": [_machine_document(each) for each in found],
-    }
-
-
-def _machine_document(planned: Planned) -> dict[str, Any]:
-    own, outcome = planned.candidate, planned.outcome
-    return {
-        "machine": asdict(own.machine),
-        "machine_usd_per_hour": own.machine_usd_per_hour,
-        "note": own.note,
-        "price": None
-        if own.quote is None
-        else {
-            **asdict(own.quote),
-            "as_of": str(own.quote.as_of),
-            "is_stale": own.quote.is_stale(date.today()),
-        },
-        "setup": asdict(outcome.engine.setup),
-        "efficiency": asdict(outcome.engine.speed.efficiency),
-        "fit": asdict(outcome.fit),
-        "requests_that_fit": planned.fits,
-        "lone": None if outcome.lone is None else asdict(outcome.lone),
-        "best": None if outcome.best is None else asdict(outcome.best),
-        "limit": outcome.limit,
-        "limit_sentence": planned.limit,
-        "bill": None if planned.bill is None else asdict(planned.bill),
-        "stages": [
-            {
-                "name": stage.name,
-                "is_gated": stage.is_gated,
-                "freed_bytes": stage.freed_bytes,
-                "requests_that_fit": stage.outcome.fit.requests,
-                "best": None if stage.outcome.best is None else asdict(stage.outcome.best),
-                "limit": stage.outcome.limit,
-                "usd_per_million_good_tokens": usd,
-            }
-            for stage, usd in zip(planned.stages, planned.stage_costs, strict=True)
-        ],
-        "advice": planned.advice,
+        "machines": [machine_document(each) for each in found],
     }

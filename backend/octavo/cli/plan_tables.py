@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
-from typing import TYPE_CHECKING
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 
 from octavo.cli.plan_output import NONE, plain_table, usd
+from octavo.cli.plan_results import Planned, Unplanned
 from octavo.planner.limits import gib, milliseconds
 from octavo.planner.model import ModelSizes
 from octavo.planner.plan import Bill, Workload
 from octavo.planner.prices import stale_notes
 
-if TYPE_CHECKING:
-    from octavo.cli.plan_model import Planned
+_SAME = 0.005  # a difference of less is none: predictions are not that good
 
 
 def show(
     console: Console,
     model: ModelSizes,
     workload: Workload,
-    found: Sequence[Planned],
+    found: Sequence[Planned | Unplanned],
     *,
     is_assumed: bool,
 ) -> None:
     console.print(f"{model.name}: {_load(workload)}", style="bold", soft_wrap=True)
+    planned = [each for each in found if isinstance(each, Planned)]
     if len(found) == 1:
-        _alone(console, model, found[0])
+        _alone(console, model, planned[0])
     else:
-        _side_by_side(console, found)
+        _side_by_side(console, found, planned)
     console.print()
-    notes = [each.candidate.note for each in found if each.candidate.note]
+    notes = _rate_notes(workload, planned)
+    notes += [each.candidate.note for each in found if each.candidate.note]
+    notes += [note for each in planned for note in each.notes]
     quotes = [each.candidate.quote for each in found if each.candidate.quote]
     notes += stale_notes(quotes, date.today())
-    if any(stage.is_gated for each in found for stage in each.stages):
+    if any(stage.is_gated for each in planned for stage in each.stages):
         notes.append("* changes what the model computes: measure its quality with octavo gate")
     if is_assumed:
         notes.append(
@@ -55,6 +58,27 @@ def _load(workload: Workload) -> str:
         f"{request.prompt_tokens:,} prompt{shared} + {request.output_tokens:,} output tokens{rate}"
         f"; TTFT ≤ {slo.ttft_s:g} s, TPOT ≤ {slo.tpot_s * 1e3:g} ms"
     )
+
+
+def _rate_notes(workload: Workload, found: Sequence[Planned]) -> list[str]:
+    """What the bills take for granted, and accelerators that they pay for idle."""
+    billed = [(each.candidate.machine, each.bill) for each in found if each.bill is not None]
+    notes = [
+        f"at {bill.requests_per_s:g} requests/s {bill.idle_accelerators} of "
+        f"{bill.idle_accelerators + bill.replicas} accelerators on {machine.name} are paid for idle"
+        for machine, bill in billed
+        if bill.idle_accelerators
+    ]
+    if billed and workload.requests_per_s is None:
+        served = ", ".join(
+            f"{bill.requests_per_s:.3g} requests/s by {bill.replicas} on {machine.name}"
+            for machine, bill in billed
+        )
+        notes.append(
+            "no --rate is given: each machine is priced with as many requests as all its engines "
+            f"serve at {workload.load_ratio:.0%} of their capacity ({served})"
+        )
+    return notes
 
 
 def _alone(console: Console, model: ModelSizes, planned: Planned) -> None:
@@ -152,11 +176,13 @@ def _stages(planned: Planned) -> Table:
     return table
 
 
-def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
+def _side_by_side(
+    console: Console, found: Sequence[Planned | Unplanned], planned: Sequence[Planned]
+) -> None:
     table = plain_table("", *(each.candidate.machine.name for each in found))
 
-    def row(name: str, cells: Sequence[str]) -> None:
-        table.add_row(name, *cells)
+    def row(name: str, cell: Callable[[Planned], str]) -> None:
+        table.add_row(name, *(cell(each) if isinstance(each, Planned) else NONE for each in found))
 
     def best(each: Planned, shown: str) -> str:
         prediction, bill = each.outcome.best, each.bill
@@ -175,37 +201,36 @@ def _side_by_side(console: Console, found: Sequence[Planned]) -> None:
         }
         return values[shown]
 
-    row(
-        "KV memory",
-        [
-            gib(each.outcome.fit.kv_bytes) if each.outcome.fit.kv_bytes > 0 else "none"
-            for each in found
-        ],
-    )
-    row("requests that fit", [f"{each.outcome.fit.requests:,}" for each in found])
-    row("binds", [each.outcome.limit for each in found])
+    row("KV memory", _memory)
+    row("requests that fit", lambda each: f"{each.outcome.fit.requests:,}")
+    row("binds", lambda each: each.outcome.limit)
     table.add_row()
     for name, shown in (
         ("largest batch within the SLO", "batch"), ("TTFT", "ttft"), ("TPOT", "tpot"),
         ("output tok/s of an engine", "speed"), ("MBU", "mbu"), ("engines", "replicas"),
         ("$ per hour", "hour"), ("$ per million good tokens", "good"),
     ):  # fmt: skip
-        row(name, [best(each, shown) for each in found])
+        row(name, partial(best, shown=shown))
     console.print()
     console.print(table)
     console.print()
     for each in found:
         console.print(f"{each.candidate.machine.name}: {each.limit}", soft_wrap=True)
-    priced = [each for each in found if each.bill is not None]
+    priced = [each for each in planned if each.bill is not None]
     if len(priced) > 1:
-        first, second = sorted(priced, key=_cost)[:2]
         console.print()
-        console.print(
-            f"{first.candidate.machine.name} is the cheapest: {usd(_cost(first))} per million good "
-            f"tokens, {1 - _cost(first) / _cost(second):.0%} less than "
-            f"{second.candidate.machine.name}.",
-            style="bold", soft_wrap=True,
-        )  # fmt: skip
+        console.print(_cheapest(sorted(priced, key=_cost)), style="bold", soft_wrap=True)
+
+
+def _cheapest(priced: Sequence[Planned]) -> str:
+    """Of at least two, the cheapest first."""
+    least, (first, second) = _cost(priced[0]), (each.candidate.machine.name for each in priced[:2])
+    price = f"{usd(least)} per million good tokens"
+    same = [each.candidate.machine.name for each in priced if _cost(each) * (1 - _SAME) <= least]
+    if len(same) > 1:
+        return f"The cheapest, at the same cost: {', '.join(same)}: {price}."
+    saved = 1 - least / _cost(priced[1])
+    return f"{first} is the cheapest: {price}, {saved:.0%} less than {second}."
 
 
 def _cost(planned: Planned) -> float:

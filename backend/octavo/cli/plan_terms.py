@@ -84,7 +84,7 @@ def terms_of(
             found.output_cost_per_token,
             found.cache_read_input_token_cost,
         )
-    price = prices.machines.get(machine.name)
+    price = prices.of(machine.name)
     reserved = options.reserved_usd_per_hour
     if reserved is not None:
         number("--reserved", reserved)

@@ -65,6 +65,7 @@ class ModelConfig:
     logits_softcap: float | None = None
     tensor_names: TensorNames = TensorNames()
     stored_format: StoredFormat | None = None
+    is_dtype_named: bool = True  # else `dtype` is what an absent one means
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -211,6 +211,7 @@ def _plain(
         attention_scale=head_dim**-0.5,
         sliding_windows=(None,) * num_layers,
         dtype=_dtype(config),
+        is_dtype_named=any(config.values.get(key) for key in ("dtype", "torch_dtype")),
         activation=_ACTIVATIONS[activation],
     )
 

@@ -25,19 +25,28 @@ def known_names() -> list[str]:
 def find_config(model: str) -> tuple[str, ModelConfig]:
     """Name and config of a well-known model, a checkpoint folder or a config.json.
 
-    Raises ConfigError, UnsupportedModelError.
+    Raises ConfigError, which names the file.
     """
     if model in _configs():
         return model, model_config(_configs()[model])
     path = Path(model).expanduser()
     if path.is_dir():
-        return path.resolve().name, model_config(read_json(path / "config.json"))
+        return path.resolve().name, _read_config(path / "config.json")
     if path.is_file():
-        return path.resolve().parent.name, model_config(read_json(path))
+        return path.resolve().parent.name, _read_config(path)
     raise ConfigError(
         f"model = {model!r}: no such folder or config.json, and no model by that name; known: "
         f"{', '.join(known_names())}"
     )
+
+
+def _read_config(file: Path) -> ModelConfig:
+    content = read_json(file)
+    try:
+        return model_config(content)
+    except ConfigError as error:
+        # Whatever the file's name, a checkpoint's errors begin with the usual one.
+        raise ConfigError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
 
 
 @cache

@@ -45,4 +45,5 @@ def model_sizes(model: ModelConfig, name: str, compute_dtype: str = "auto") -> M
         final_norm_bytes=model.hidden_size * norm_bytes,
         windows=model.sliding_windows,
         stored_format=None if stored is None else stored.weight_format(dtype),
+        is_dtype_named=model.is_dtype_named or compute_dtype != "auto",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from octavo.planner.latency import Prediction, decode_work
 from octavo.planner.plan import Outcome, Workload
 from octavo.planner.roofline import mean_decode_context_tokens
+from octavo.planner.setup import GPU_SEQUENCES
 
 
 def gib(num_bytes: float) -> str:
@@ -29,9 +30,12 @@ def binding_limit(outcome: Outcome, workload: Workload, hardware: str) -> str:
             f"Weights: {weights} leave no KV memory on {hardware}; take a smaller weight format "
             "or more memory."
         )
+    step = f" and the largest step ({gib(fit.step_bytes)})" if fit.step_bytes else ""
+    if outcome.limit == "step":
+        return f"Step: {weights}{step} leave no KV memory on {hardware}; {_large_step(outcome)}."
     if outcome.best is None and outcome.lone is None:
         return (
-            f"KV memory: {weights} leave {gib(fit.kv_bytes)} on {hardware}, and one request "
+            f"KV memory: {weights}{step} leave {gib(fit.kv_bytes)} on {hardware}, and one request "
             f"needs {each}."
         )
     if outcome.best is None:
@@ -56,6 +60,21 @@ def binding_limit(outcome: Outcome, workload: Workload, hardware: str) -> str:
     return (
         f"{name}: with {batch + 1:,} requests it is {milliseconds(found)}, more than the SLO's "
         f"{milliseconds(allowed)}, though {room}. {_step(outcome)}"
+    )
+
+
+def _large_step(outcome: Outcome) -> str:
+    """What takes most of a step's memory, and the option that lowers it."""
+    fit, setup = outcome.fit, outcome.engine.setup
+    if fit.logits_bytes > fit.activation_bytes:
+        sequences = setup.max_num_seqs or GPU_SEQUENCES
+        return (
+            f"logits of {sequences:,} sequences take {gib(fit.logits_bytes)} of it: lower "
+            "--max-num-seqs"
+        )
+    return (
+        f"activations of {setup.max_num_batched_tokens:,} tokens take {gib(fit.activation_bytes)} "
+        "of it: lower --max-batched-tokens"
     )
 
 

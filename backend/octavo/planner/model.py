@@ -28,6 +28,7 @@ class ModelSizes:
     final_norm_bytes: of the norm before the lm_head
     windows: of each layer, tokens that one attends to; None: all
     stored_format: of layers that the checkpoint has quantized itself
+    is_dtype_named: by its config or whoever plans; else `dtype` is what an absent one means
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelSizes:
     final_norm_bytes: int
     windows: tuple[int | None, ...]
     stored_format: WeightFormat | None = None
+    is_dtype_named: bool = True
 
     @property
     def common_window(self) -> int | None:

@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from octavo.errors import ConfigError
 from octavo.planner.checks import number
+from octavo.planner.hardware import Machine, machines_with
 from octavo.planner.tables import entry, own_table, read_table
 
 MAX_AGE_DAYS = 90
+_MACHINE_FIELDS = (
+    "usd_per_hour", "spot_usd_per_hour", "reserved_usd_per_hour", "region", "as_of", "source",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +63,70 @@ class MachinePrice:
     spot_usd_per_hour: tuple[float, float] | None = None
     reserved_usd_per_hour: float | None = None
 
+    def share(self, count: int) -> MachinePrice:
+        """Of one of `count` accelerators."""
+        spot, reserved = self.spot_usd_per_hour, self.reserved_usd_per_hour
+        return MachinePrice(
+            self.quote,
+            self.usd_per_hour / count,
+            None if spot is None else (spot[0] / count, spot[1] / count),
+            None if reserved is None else reserved / count,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
+    """max_input_tokens, max_output_tokens: of a request; None: no limit is known"""
+
     quote: Quote
     input_cost_per_token: float
     output_cost_per_token: float
     cache_read_input_token_cost: float | None = None
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+
+    def check_serves(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Raises ConfigError for a request that the API does not take."""
+        for what, tokens, key, most in (
+            ("a prompt", prompt_tokens, "max_input_tokens", self.max_input_tokens),
+            ("an answer", output_tokens, "max_output_tokens", self.max_output_tokens),
+        ):
+            if most is not None and tokens > most:
+                raise ConfigError(
+                    f"--api = {self.quote.name}: {what} of {tokens} tokens is more than its "
+                    f"{key} = {most}"
+                )
+
+    def other_model_note(self, model: str) -> str | None:
+        """None if the names say that it serves `model`, in whatever variant."""
+        own, served = (
+            "".join(filter(str.isalnum, name.lower()))
+            for name in (model, self.quote.name.rpartition("/")[2])
+        )
+        if served.startswith(own):
+            return None
+        return (
+            f"by its name, the API {self.quote.name} serves another model than {model}: they are "
+            "compared in dollars alone"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
     machines: Mapping[str, MachinePrice]
     models: Mapping[str, TokenPrice]
+
+    def of(self, name: str) -> MachinePrice | None:
+        """Of an instance or, by its share, of an accelerator; None: none is known."""
+        if name in self.machines:
+            return self.machines[name]
+        holder = self.holder(name)
+        return None if holder is None else self.machines[holder.name].share(holder.count)
+
+    def holder(self, accelerator: str) -> Machine | None:
+        """The smallest instance with it that has a price."""
+        priced = (each for each in machines_with(accelerator) if each.name in self.machines)
+        return next(priced, None)
 
     def machine(self, name: str) -> MachinePrice:
         """Raises ConfigError."""
@@ -92,7 +148,20 @@ def load_prices(path: Path | None = None) -> Prices:
     if path is None:
         return own
     given = _read(read_table(path), str(path))
+    for kind, rows in (("machines", given.machines), ("models", given.models)):
+        for name, price in rows.items():
+            _check_not_future(price.quote, f"{path}: {kind}.{name}")
     return Prices({**own.machines, **given.machines}, {**own.models, **given.models})
+
+
+def _check_not_future(quote: Quote, field: str) -> None:
+    """Of an operator's file: the project's is right where the clock is wrong."""
+    today = date.today()
+    if quote.as_of > today:
+        raise ConfigError(
+            f"{field}.as_of = {quote.as_of}: a date up to today, {today}, is expected: it is of "
+            "when the price was seen"
+        )
 
 
 @cache
@@ -119,6 +188,11 @@ def _rows(table: dict[str, Any], kind: str, where: str) -> list[tuple[str, dict[
 
 def _machine(name: str, row: dict[str, Any], where: str) -> MachinePrice:
     field = f"{where}: machines.{name}"
+    for key in row:
+        if key not in _MACHINE_FIELDS:
+            near = get_close_matches(key, _MACHINE_FIELDS, n=1)
+            known = f"did you mean {near[0]}?" if near else f"fields: {', '.join(_MACHINE_FIELDS)}"
+            raise ConfigError(f"{field}.{key} = {row[key]!r}: no such field; {known}")
     spot = row.get("spot_usd_per_hour")
     if spot is not None and (not isinstance(spot, list) or len(spot) != 2):
         raise ConfigError(f"{field}.spot_usd_per_hour = {spot!r}: [lowest, highest] is expected")
@@ -141,6 +215,7 @@ def _spot(spot: list[object], field: str) -> tuple[float, float]:
 
 
 def _model(name: str, row: dict[str, Any], where: str) -> TokenPrice:
+    # LiteLLM's entries have many more fields: they may be copied whole.
     field = f"{where}: models.{name}"
     cached = "cache_read_input_token_cost"
     return TokenPrice(
@@ -148,7 +223,13 @@ def _model(name: str, row: dict[str, Any], where: str) -> TokenPrice:
         input_cost_per_token=_price(row, field, "input_cost_per_token"),
         output_cost_per_token=_price(row, field, "output_cost_per_token"),
         cache_read_input_token_cost=_price(row, field, cached) if cached in row else None,
+        max_input_tokens=_tokens(row, field, "max_input_tokens"),
+        max_output_tokens=_tokens(row, field, "max_output_tokens"),
     )
+
+
+def _tokens(row: dict[str, Any], field: str, key: str) -> int | None:
+    return int(number(f"{field}.{key}", row[key], least=1)) if key in row else None
 
 
 def _price(row: dict[str, Any], field: str, key: str) -> float:

@@ -61,12 +61,15 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Memory of one engine. kv_bytes: for keys and values; negative if the weights do not fit.
+    """Memory of one engine. kv_bytes: for keys and values; negative if the rest does not fit.
 
+    activation_bytes, logits_bytes: of the largest step, where they have a reserve
     requests: that run at once
     """
 
     weights: WeightBytes
+    activation_bytes: int
+    logits_bytes: int
     kv_bytes: int
     num_blocks: int
     block_bytes: int
@@ -75,6 +78,10 @@ class Fit:
     shared_bytes: int
     requests: int
 
+    @property
+    def step_bytes(self) -> int:
+        return self.activation_bytes + self.logits_bytes
+
     def needed_bytes(self, requests: int) -> int:
         """Of weights and of so many requests at their ends."""
         own = requests * (self.request_bytes - self.shared_bytes)
@@ -82,16 +89,12 @@ class Fit:
 
 
 def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Setup) -> Fit:
-    """Raises ConfigError for a request that is longer than the model's contexts."""
-    longest = setup.max_model_len or model.max_context_tokens
-    total = request.prompt_tokens + request.output_tokens
-    if longest > model.max_context_tokens or total > longest:
-        value, limit = (longest, model.max_context_tokens) if total <= longest else (total, longest)
-        what = "max_model_len" if total <= longest else "prompt and output tokens"
-        raise ConfigError(f"{what} = {value}: {model.name} has contexts of up to {limit} tokens")
+    """Raises ConfigError for a request that is longer than the contexts."""
+    longest = _longest_context(model, request, setup)
     layout = kv_layout(model, setup.kv_cache_dtype, setup.block_size)
     weights = weight_bytes(model, format_of(model, setup.weight_format))
-    budget = _kv_bytes(model, accelerator, weights, layout.block_bytes, longest, setup)
+    step = _step_bytes(model, accelerator, setup)
+    budget = _kv_bytes(accelerator, weights, sum(step), layout.block_bytes, longest, setup)
     blocks = capacity.pool_blocks(max(budget, 0), layout.block_bytes)
     token_bytes = kv_token_bytes(layout)
     shared = request.cached_tokens(setup.block_size) if setup.share_prefix and setup.paged else 0
@@ -107,6 +110,8 @@ def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Se
         requests = capacity.contiguous_requests_that_fit(max(budget, 0), token_bytes, longest)
     return Fit(
         weights=weights,
+        activation_bytes=step[0],
+        logits_bytes=step[1],
         kv_bytes=budget,
         num_blocks=blocks,
         block_bytes=layout.block_bytes,
@@ -117,10 +122,41 @@ def fit(model: ModelSizes, accelerator: Accelerator, request: Request, setup: Se
     )
 
 
+def _longest_context(model: ModelSizes, request: Request, setup: Setup) -> int:
+    most, given = model.max_context_tokens, setup.max_model_len
+    total = request.prompt_tokens + request.output_tokens
+    if given is not None and given > most:
+        raise ConfigError(
+            f"--max-model-len = {given}: {model.name} has contexts of up to {most} tokens"
+        )
+    if total > most:
+        raise ConfigError(
+            f"prompt and output tokens = {total}: {model.name} has contexts of up to {most} tokens"
+        )
+    if given is not None and total > given:
+        raise ConfigError(
+            f"--max-model-len = {given}: the prompt and its output are {total} tokens; "
+            f"{model.name} has contexts of up to {most}"
+        )
+    return most if given is None else given
+
+
+def _step_bytes(model: ModelSizes, accelerator: Accelerator, setup: Setup) -> tuple[int, int]:
+    """Activations and logits of the largest step, which a GPU keeps memory for."""
+    if accelerator.kind == "cpu":
+        return 0, 0
+    number_bytes = WEIGHT_FORMATS[model.dtype].weight_bits // 8
+    tokens, sequences = setup.max_num_batched_tokens, setup.max_num_seqs or GPU_SEQUENCES
+    return (
+        capacity.step_peak_bytes(model.shape, number_bytes, tokens, 0),
+        capacity.step_peak_bytes(model.shape, number_bytes, 0, sequences),
+    )
+
+
 def _kv_bytes(
-    model: ModelSizes,
     accelerator: Accelerator,
     weights: WeightBytes,
+    step_bytes: int,
     block_bytes: int,
     longest: int,
     setup: Setup,
@@ -131,21 +167,17 @@ def _kv_bytes(
         full_use = sequences * capacity.blocks_of(longest, setup.block_size) * block_bytes
         automatic = left if left < 0 else capacity.host_kv_bytes(left, full_use)
     else:
-        number_bytes = WEIGHT_FORMATS[model.dtype].weight_bits // 8
-        peak = capacity.step_peak_bytes(
-            model.shape, number_bytes, setup.max_num_batched_tokens,
-            setup.max_num_seqs or GPU_SEQUENCES,
-        )  # fmt: skip
         left = automatic = capacity.device_kv_bytes(
             accelerator.memory_bytes,
             setup.gpu_memory_utilization,
             weight_bytes=weights.stored,
-            step_peak_bytes=peak,
+            step_peak_bytes=step_bytes,
         )
     if setup.kv_cache_bytes is None or left < 0:
         return automatic
     if setup.kv_cache_bytes > left:
         raise ConfigError(
-            f"kv_cache_bytes = {setup.kv_cache_bytes}: {left} bytes of {accelerator.name} are left"
+            f"--kv-memory = {setup.kv_cache_bytes / 2**30:g} GiB: {left * 10 // 2**30 / 10} GiB of "
+            f"{accelerator.name} are left for keys and values"
         )
     return setup.kv_cache_bytes

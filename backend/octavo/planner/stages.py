@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from octavo.errors import ConfigError
 from octavo.planner.hardware import Accelerator
 from octavo.planner.latency import Efficiency
-from octavo.planner.model import ModelSizes
+from octavo.planner.model import ModelSizes, format_of
 from octavo.planner.plan import Outcome, Workload, evaluate
-from octavo.planner.setup import Setup
+from octavo.planner.setup import MOST_SEQUENCES, Setup
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,10 @@ def stages(
         smaller_kv = replace(shared, kv_cache_dtype="int8")
         steps.append(("KV in int8", smaller_kv, True))
     smaller = smaller_kv
-    if setup.weight_format == "auto" and model.stored_format is None:
+    if _may_have_int4(model, setup) and no_int4(model, setup) is None:
         smaller = replace(smaller_kv, weight_format="int4")
         steps.append(("weights in int4", smaller, True))
-    if setup.max_num_seqs is not None:
+    if setup.max_num_seqs is not None and setup.max_num_seqs < MOST_SEQUENCES:
         steps.append(("a larger batch", replace(smaller, max_num_seqs=None), False))
     found: list[Stage] = []
     for name, own, is_gated in steps:
@@ -63,3 +64,18 @@ def stages(
             freed = before.needed_bytes(requests) - outcome.fit.needed_bytes(requests)
         found.append(Stage(name, own, outcome, freed, is_gated))
     return found
+
+
+def no_int4(model: ModelSizes, setup: Setup) -> str | None:
+    """Why int4 weights are no stage of a model that they would be one of."""
+    if not _may_have_int4(model, setup):
+        return None
+    try:
+        format_of(model, "int4")
+    except ConfigError as error:
+        return f"weights in int4 are left out: {error}"
+    return None
+
+
+def _may_have_int4(model: ModelSizes, setup: Setup) -> bool:
+    return setup.weight_format == "auto" and model.stored_format is None
