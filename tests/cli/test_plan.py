@@ -216,6 +216,24 @@ def test_five_contracts_are_compared_and_drawn(tmp_path: Path) -> None:
     assert again == said, "the simulation is seeded"
 
 
+def test_spot_without_a_commitment_has_no_floor() -> None:
+    said = octavo("contracts", "llama-3.1-8b", "--hardware=p5.48xlarge", "--rate=40")
+    assert "no floor (nothing to commit to has a price)" in said and "no other to try" in said
+    found = json.loads(
+        octavo("contracts", "llama-3.1-8b", "--hardware=p5.48xlarge", "--rate=400", "--json=-")
+    )
+    assert [each["floor"] for each in found["simulated"]] == [0]
+    assert found["floor"] == found["newsvendor_floor"] == 0
+
+
+def test_a_floor_other_than_the_rules_is_explained() -> None:
+    said = octavo("contracts", "llama-3.1-8b", "--hardware=p5.4xlarge", "--rate=40", "--reserved=4",
+                  "--start=7200")  # fmt: skip
+    assert "the newsvendor rule takes a floor of 3; " in said
+    assert "starts cost (7200 s each, " in said and "a floor of 4 is the cheapest and" in said
+    assert "no other that was tried costs less" in said
+
+
 def write_log(path: Path, *lines: Any) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path

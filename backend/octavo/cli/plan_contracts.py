@@ -24,6 +24,7 @@ from octavo.planner.checks import number
 from octavo.planner.contracts import (
     Contract,
     Terms,
+    committed,
     contracts,
     machines_needed,
     newsvendor_floor,
@@ -41,7 +42,11 @@ _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """All that is said. slo_ratio: of the recorded requests, those that met the SLO"""
+    """All that is said.
+
+    rule_floor: the newsvendor's; floor: that the hybrid is priced with
+    slo_ratio: of the recorded requests, those that met the SLO
+    """
 
     model: str
     machine: Machine
@@ -52,6 +57,7 @@ class Compared:
     break_evens: list[comparison.BreakEven]
     swings: list[comparison.Swing]
     by_scale: list[tuple[float, dict[str, float]]]
+    rule_floor: int
     floor: int
     simulated: list[simulation.Simulated]
     slo_ratio: float | None
@@ -107,8 +113,8 @@ def _compared(options: Options) -> Compared:
     if hardware.quote is not None:
         quotes.append(hardware.quote)
     needed = machines_needed(own, terms)
-    floor = newsvendor_floor(needed, terms)
-    has_hybrid = terms.spot is not None or terms.floor_usd_per_hour is not None
+    rule, floor = newsvendor_floor(needed, terms), committed(own, terms).floor
+    floors = simulation.floors_to_try(needed, terms, rule, floor)
     notes = [hardware.note] if hardware.note else []
     notes += stale_notes(quotes, date.today())
     if terms.spot is not None:
@@ -131,21 +137,14 @@ def _compared(options: Options) -> Compared:
         break_evens=comparison.break_evens(own, terms),
         swings=comparison.sensitivity(own, terms),
         by_scale=comparison.by_scale(own, terms),
+        rule_floor=rule,
         floor=floor,
-        simulated=simulation.simulate(
-            needed, own.bucket_hours, terms, _floors(needed, floor), options.seed
-        )
-        if has_hybrid
+        simulated=simulation.simulate(needed, own.bucket_hours, terms, floors, options.seed)
+        if terms.has_hybrid
         else [],
         slo_ratio=None if log is None else sum(each.meets(slo) for each in log) / len(log),
         notes=notes,
     )
-
-
-def _floors(needed: list[int], floor: int) -> list[int]:
-    """The rule's floor, two on each side, none, and the most that is needed."""
-    near = range(max(0, floor - 2), min(max(needed), floor + 2) + 1)
-    return sorted({0, *near, max(needed)})
 
 
 def _traffic(options: Options, log: list[LoggedRequest] | None) -> tuple[Request, Traffic]:
@@ -205,7 +204,8 @@ def document(compared: Compared) -> dict[str, Any]:
         "break_evens": [asdict(each) for each in compared.break_evens],
         "sensitivity": [asdict(each) for each in compared.swings],
         "by_scale": [{"scale": scale, **usd} for scale, usd in compared.by_scale],
-        "newsvendor_floor": compared.floor,
+        "newsvendor_floor": compared.rule_floor,
+        "floor": compared.floor,
         "simulated": [asdict(each) for each in compared.simulated],
         "notes": compared.notes,
     }
