@@ -290,7 +290,7 @@ def test_a_log_is_read_and_put_into_hours(tmp_path: Path) -> None:
     log = traffic.read_log(path)
     assert [each.arrival_s for each in log] == sorted(each.arrival_s for each in log)
     own = traffic.recorded(log)
-    assert own.bucket_hours == 1.0 and len(own.buckets) == 30
+    assert len(own.buckets) == 30 and own.hours == pytest.approx(29 + 1.5 / 3600)
     assert own.buckets[0] == Volume(2, 200, 64, 15, 11)
     assert own.total == Volume(31, 3100, 992, 30 * 11 + 4, 330)
     assert traffic.mean_request(own.total) == Request(100, 11, 32)
@@ -306,6 +306,16 @@ def test_what_the_server_writes_is_read(tmp_path: Path) -> None:
     assert traffic.read_log(path) == [LOGGED, late]
     total = traffic.recorded([LOGGED, late]).total
     assert total.requests == 2 and total.answered_tokens == 11, "a deadline is no good end"
+
+
+def test_a_log_is_as_long_as_its_requests() -> None:
+    # A request a minute in 24 hours and a second: no second of the 25th hour is made up.
+    log = [replace(LOGGED, arrival_s=LOGGED.arrival_s + 60 * at, e2e_s=1.0) for at in range(1441)]
+    own = traffic.recorded(log)
+    assert own.hours * 3600 == pytest.approx(24 * 3600 + 1)
+    assert len(own.buckets) == 25 and own.total.requests == 1441
+    api = by_name(contracts.contracts(own, TERMS))["token API"].usd_per_month
+    assert api == pytest.approx(730 * 3600 / 86_401 * 1441 * (100 * 1e-4 + 11 * 1e-3))
 
 
 def test_a_short_log_has_finer_pieces() -> None:
@@ -333,11 +343,29 @@ def test_who_meets_the_slo() -> None:
         ({"tenant": 3}, "line 2: tenant = 3: text is expected"),
         ({"ttft_s": "soon"}, "line 2: ttft_s = 'soon': a number is expected"),
         ({"e2e_s": True}, "line 2: e2e_s = True: a number is expected"),
+        ({"arrival_s": 1.7e12}, r"line 2: arrival_s = 1700000000000.0: .*at most 1e\+11"),
+        ({"output_tokens": 1e300}, r"line 2: output_tokens = 1e\+300: .*at most 1e\+09"),
+        ({"arrival_s": 5.0}, "line 2: arrival_s = 5.0: with it the log spans .* at most 400"),
+        ({"arrival_s": 2e9}, "line 2: arrival_s = 2000000000.0: with it the log spans 3,472 days"),
+        ({"e2e_s": 9e8}, "line 2: e2e_s = 900000000.0: with it the log spans 10,417 days"),
     ],
 )
 def test_a_bad_line_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    path = write_log(tmp_path / "log.jsonl", LOGGED, {**asdict(LOGGED), **change})
+    path = write_log(tmp_path / "log.jsonl", LOGGED, {**asdict(LOGGED), **change}, LOGGED)
     with pytest.raises(ConfigError, match=message):
+        traffic.read_log(path)
+
+
+def test_a_log_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.jsonl", LOGGED)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert traffic.read_log(path) == [LOGGED]
+
+
+def test_a_log_in_which_nothing_ended_well_is_refused(tmp_path: Path) -> None:
+    lost = [replace(LOGGED, finish_reason=reason) for reason in ("cancelled", "error")]
+    path = write_log(tmp_path / "log.jsonl", *lost, replace(LOGGED, output_tokens=0))
+    with pytest.raises(ConfigError, match=r"none of its 3 requests ended well .* with a token"):
         traffic.read_log(path)
 
 

@@ -135,7 +135,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Machines for all of the time: below a hybrid, and by a contract that has to do for the peak."""
+    """Machines for all of the time: below a hybrid, and for the peak where there is no other."""
 
     floor: int
     peak: int
