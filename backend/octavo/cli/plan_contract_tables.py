@@ -14,8 +14,10 @@ from octavo.planner.cost import MONTH_HOURS
 
 def show(console: Console, compared: Compared) -> None:
     console.print(headline(compared), style="bold", soft_wrap=True)
+    for warning in compared.warnings:
+        console.print(f"Warning: {warning}.", style="yellow", soft_wrap=True)
     console.print()
-    console.print(_contracts(compared))
+    _print(console, _contracts(compared))
     console.print()
     console.print(verdict(compared), style="bold", soft_wrap=True)
     if compared.simulated:
@@ -26,10 +28,15 @@ def show(console: Console, compared: Compared) -> None:
         for each in compared.break_evens:
             console.print(f"  {break_even_sentence(each)}", soft_wrap=True)
     console.print()
-    console.print(_swings(compared))
+    _print(console, _swings(compared))
     console.print()
     for note in compared.notes:
         console.print(f"Note: {note}", style="dim", soft_wrap=True)
+
+
+def _print(console: Console, table: Table) -> None:
+    """As wide as it is: a narrow console would cut off names."""
+    console.print(table, width=10_000, crop=False)
 
 
 def headline(compared: Compared) -> str:

@@ -72,7 +72,7 @@ def _bars(axes: Axes, compared: Compared) -> None:
     for place, (value, far) in enumerate(zip(values, worst, strict=True)):
         axes.annotate(usd(value), (max(value, far), place), xytext=(5, 0), va="center",
                       textcoords="offset points", color=_TEXT)  # fmt: skip
-    axes.set_xlim(0, 1.18 * max(*worst, *values))
+    axes.set_xlim(0, 1.18 * max(*worst, *values) or 1)
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.set_title("Dollars a month; thin: the worst month")
     axes.grid(axis="x")
@@ -88,7 +88,8 @@ def _by_scale(axes: Axes, compared: Compared) -> None:
     axes.annotate("this traffic", (total, 0.02), xycoords=("data", "axes fraction"),
                   xytext=(4, 0), textcoords="offset points", color=_TEXT)  # fmt: skip
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if any(usd > 0 for _, found in compared.by_scale for usd in found.values()):
+        axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlabel("million output tokens a month, at the same shape")
