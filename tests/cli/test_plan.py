@@ -235,6 +235,20 @@ def test_a_floor_other_than_the_rules_is_explained() -> None:
     assert "no other that was tried costs less" in said
 
 
+def test_a_measured_capacity_is_of_the_logs_requests(tmp_path: Path) -> None:
+    # 1,080 requests in an hour, one for 10 s of an engine: 3 of them, however long the answers are.
+    lines = [{**LOG_LINE, "arrival_s": 1.8e9 + at / 0.3, "output_tokens": 1 + (at % 5 < 2),
+              "e2e_s": 1 / 0.3} for at in range(1080)]  # fmt: skip
+    log = write_log(tmp_path / "log.jsonl", *lines)
+    found = json.loads(octavo("contracts", "llama-3.1-8b", P5, f"--traffic={log}", "--capacity=0.1",
+                              "--load=1", "--reserved=1", "--json=-"))  # fmt: skip
+    assert [each["most_machines"] for each in found["contracts"]] == [3, 3, 3]
+    terms, total = found["terms"], found["traffic"]
+    engine_s = (total["prompt_tokens"] - total["cached_tokens"]) * terms["engine"]["prefill_s"]
+    engine_s += total["output_tokens"] * terms["engine"]["decode_s"]
+    assert engine_s == pytest.approx(1080 / 0.1)
+
+
 def write_log(path: Path, *lines: Any) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path

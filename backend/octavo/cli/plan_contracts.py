@@ -115,7 +115,7 @@ def _compared(options: Options) -> Compared:
     own_usd = hardware.machine_usd_per_hour / (1 if hardware.is_whole else hardware.machine.count)
     machine = Machine(hardware.machine.name, hardware.machine.accelerator, count)
     outcome = _outcome(options, machine, Workload(request, slo=slo))
-    terms, quotes = terms_of(options, prices, machine, outcome, own_usd)
+    terms, quotes = terms_of(options, prices, machine, outcome, own_usd, own.total)
     if hardware.quote is not None:
         quotes.append(hardware.quote)
     needed = machines_needed(own, terms)

@@ -11,6 +11,7 @@ from octavo.planner.contracts import EngineTime, OnPremise, Spot, Terms, TokenTe
 from octavo.planner.hardware import Machine
 from octavo.planner.plan import Outcome
 from octavo.planner.prices import Prices, Quote
+from octavo.planner.traffic import Volume
 
 MOST_MACHINE_USD = 1e6
 _FORECAST = ("--prompt", "--output", "--shared", "--peak", "--weekend", "--growth", "--months")
@@ -79,24 +80,29 @@ def _refuse(options: Options, names: tuple[str, ...], why: str) -> None:
         raise ConfigError(f"{unused[0]} {why}")
 
 
-def _engine_time(outcome: Outcome, capacity_per_s: float | None) -> EngineTime:
-    """By token, of requests as planned; scaled to a capacity that was measured."""
+def _engine_time(outcome: Outcome, total: Volume, capacity_per_s: float | None) -> EngineTime:
+    """By token, of requests as planned; scaled to a capacity of the traffic's requests."""
     best, engine = outcome.best, outcome.engine
     assert best is not None
     request = engine.request
     fresh = request.prompt_tokens - request.cached_tokens(engine.setup.block_size)
-    factor = 1.0
-    if capacity_per_s is not None:
-        factor = best.requests_per_s / number("--capacity", capacity_per_s, least=1e-6, most=1e9)
-    return EngineTime(
-        prefill_s=best.prefill_s / fresh * factor,
-        decode_s=best.decode_s / request.output_tokens * factor,
-    )
+    time = EngineTime(best.prefill_s / fresh, best.decode_s / request.output_tokens)
+    if capacity_per_s is None:
+        return time
+    capacity = number("--capacity", capacity_per_s, least=1e-6, most=1e9)
+    factor = total.requests / capacity / time.of(total)
+    return EngineTime(time.prefill_s * factor, time.decode_s * factor)
 
 
 def terms_of(
-    options: Options, prices: Prices, machine: Machine, outcome: Outcome, usd_per_hour: float
+    options: Options,
+    prices: Prices,
+    machine: Machine,
+    outcome: Outcome,
+    usd_per_hour: float,
+    total: Volume,
 ) -> tuple[Terms, list[Quote]]:
+    """total: the traffic's"""
     quotes: list[Quote] = []
     api = None
     if options.api is not None:
@@ -114,7 +120,7 @@ def terms_of(
     elif price is not None:
         reserved = price.reserved_usd_per_hour
     return Terms(
-        engine=_engine_time(outcome, options.capacity_per_s),
+        engine=_engine_time(outcome, total, options.capacity_per_s),
         engines=machine.count,
         on_demand_usd_per_hour=usd_per_hour,
         reserved_usd_per_hour=reserved,
