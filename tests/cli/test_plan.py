@@ -335,6 +335,14 @@ def test_an_option_of_spot_is_refused_without_its_price(name: str) -> None:
     assert said.startswith(f"{name} is of spot, of which no price is known; give --spot")
 
 
+def test_no_name_and_no_number_is_cut_off() -> None:
+    said = octavo("contracts", "llama-3.1-8b", "--hardware=p5.48xlarge", "--rate=4000",
+                  "--reserved=30", "--capital=300000", "--kwh=0.2", "--growth=1", "--months=6",
+                  "--api=groq/llama-3.1-8b-instant")  # fmt: skip
+    assert "…" not in said and "speed of an engine $" in said
+    assert re.search(r"reserved price \$[0-9,]{9,} – \$[0-9,]{9,}", said)
+
+
 def test_machines_may_cost_nothing(tmp_path: Path) -> None:
     said = octavo("contracts", "llama-3.1-8b", P5, "--rate=40", "--price=0", "--reserved=1",
                   f"--plot={tmp_path / 'free.png'}")  # fmt: skip
@@ -407,7 +415,10 @@ def test_files_are_there_although_the_reader_has_left(out: list[str], tmp_path: 
 def test_a_log_of_seconds_is_warned_about(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.jsonl", LOG_LINE)
     page = tmp_path / "c.html"
-    said = octavo(*CONTRACTS, f"--traffic={log}", f"--html={page}")
+    said = octavo(*CONTRACTS, f"--traffic={log}", f"--html={page}", "--reserved=0.1")
+    # The hybrid is all reserved then: what costs the same has not become the cheapest.
+    assert "Cheapest: reserved, $146.00 a month, as much as hybrid;" in said
+    assert "20% hybrid" not in page.read_text(encoding="utf-8")
     warning = "Warning: the log spans 4 s, and a month is made of 657,000 times the same"
     assert warning in said and warning in page.read_text(encoding="utf-8")
     write_log(log, LOG_LINE, {**LOG_LINE, "arrival_s": 1.8e9 + 3600})

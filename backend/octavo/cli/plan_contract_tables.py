@@ -36,7 +36,9 @@ def show(console: Console, compared: Compared) -> None:
 
 def _print(console: Console, table: Table) -> None:
     """As wide as it is: a narrow console would cut off names."""
-    console.print(table, width=10_000, crop=False)
+    wide = console.options.update(max_width=1000)
+    console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
 
 
 def headline(compared: Compared) -> str:
