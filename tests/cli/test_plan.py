@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -348,6 +349,38 @@ def test_five_contracts_are_compared_and_drawn(tmp_path: Path) -> None:
     assert again == said, "the simulation is seeded"
 
 
+def test_spot_without_a_commitment_has_no_floor() -> None:
+    said = octavo("contracts", "llama-3.1-8b", "--hardware=p5.48xlarge", "--rate=40")
+    assert "no floor (nothing to commit to has a price)" in said and "no other to try" in said
+    found = json.loads(
+        octavo("contracts", "llama-3.1-8b", "--hardware=p5.48xlarge", "--rate=400", "--json=-")
+    )
+    assert [each["floor"] for each in found["simulated"]] == [0]
+    assert found["floor"] == found["newsvendor_floor"] == 0
+
+
+def test_a_floor_other_than_the_rules_is_explained() -> None:
+    said = octavo("contracts", "llama-3.1-8b", "--hardware=p5.4xlarge", "--rate=40", "--reserved=4",
+                  "--start=7200")  # fmt: skip
+    assert "the newsvendor rule takes a floor of 3; " in said
+    assert "starts cost (7200 s each, " in said and "a floor of 4 is the cheapest and" in said
+    assert "no other that was tried costs less" in said
+
+
+def test_a_measured_capacity_is_of_the_logs_requests(tmp_path: Path) -> None:
+    # 1,080 requests in an hour, one for 10 s of an engine: 3 of them, however long the answers are.
+    lines = [{**LOG_LINE, "arrival_s": 1.8e9 + at / 0.3, "output_tokens": 1 + (at % 5 < 2),
+              "e2e_s": 1 / 0.3} for at in range(1080)]  # fmt: skip
+    log = write_log(tmp_path / "log.jsonl", *lines)
+    found = json.loads(octavo("contracts", "llama-3.1-8b", P5, f"--traffic={log}", "--capacity=0.1",
+                              "--load=1", "--reserved=1", "--json=-"))  # fmt: skip
+    assert [each["most_machines"] for each in found["contracts"]] == [3, 3, 3]
+    terms, total = found["terms"], found["traffic"]
+    engine_s = (total["prompt_tokens"] - total["cached_tokens"]) * terms["engine"]["prefill_s"]
+    engine_s += total["output_tokens"] * terms["engine"]["decode_s"]
+    assert engine_s == pytest.approx(1080 / 0.1)
+
+
 def write_log(path: Path, *lines: Any) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
@@ -361,8 +394,9 @@ def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
     found = json.loads(said)
     assert found["slo_ratio"] == 0.75
     api = next(each for each in found["contracts"] if each["name"] == "token API")
-    day = 6 * 24 * (900 * 5.9e-7 + 100 * 7.9e-7)
-    assert api["usd_per_month"] == pytest.approx(day * 730 / 24)
+    # Of 288 requests, ten minutes apart; the last one ends after 4 s.
+    usd = 288 * (900 * 5.9e-7 + 100 * 7.9e-7)
+    assert api["usd_per_month"] == pytest.approx(usd * 730 * 3600 / (287 * 600 + 4))
     assert "reserved" not in [each["name"] for each in found["contracts"]]
     assert any("no reserved price: none is invented" in note for note in found["notes"])
     assert any("serves another model than llama-3.1-8b" in note for note in found["notes"])
@@ -381,13 +415,150 @@ def test_recorded_traffic_is_priced(tmp_path: Path) -> None:
         (["--rate=4", "--capital=1000"], "--kwh is missing"),
         (["--rate=4", "--capital=1000", "--kwh=0.1"], "--power is missing: no power of m7i"),
         (["--rate=4", "--api=acme/one"], "price of API model = 'acme/one': known are groq/"),
-        (["--rate=4", "--capacity=0"], "--capacity = 0.0: .* above 0"),
+        (["--rate=4", "--capacity=0"], "--capacity = 0.0: .* 1e-06 or more"),
         (["--rate=4", "--tpot=0.001"], "SLO: no batch meets it on m7i.metal-24xl"),
         (["--traffic=nowhere.jsonl"], "traffic log nowhere.jsonl: .*No such file"),
     ],
 )
 def test_bad_offers_are_one_sentence(arguments: list[str], said: str) -> None:
     assert re.search(said, refused(*CONTRACTS, *arguments))
+
+
+P5 = "--hardware=p5.4xlarge"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate=1.7e308"], r"--rate = 1.7e\+308: .* at most 1e\+06"),
+        (["--rate=1e-320"], "--rate = .*: a finite number is expected, 1e-06 or more"),
+        (["--rate=4", "--load=1e-320"], "--load = 1e-320: .* 0.01 or more"),
+        (["--rate=4", "--capacity=1e-310"], "--capacity = 1e-310: .* 1e-06 or more"),
+        (["--rate=1e6", "--capacity=1e-6"], "peak needs .* machines of m7i.*: at most 1,000,000"),
+        (["--rate=4", "--growth=10"], "--growth = 10.0: .* at most 1"),
+        (["--rate=4", "--growth=1", "--months=60"],
+         r"--growth = 1 in --months = 60: traffic would grow 5.76e\+17 times, at most 1,000"),
+        (["--rate=4", "--reserved=1e300"], r"--reserved = 1e\+300: .* at most 1e\+06"),
+        (["--rate=4", "--capital=1", "--kwh=1", "--power=1", "--years=1e-310"],
+         "--years = 1e-310: .* 0.1 or more"),
+    ],
+)  # fmt: skip
+def test_figures_beyond_reason_are_one_sentence(arguments: list[str], said: str) -> None:
+    assert re.search(said, refused(*CONTRACTS, *arguments))
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--prompt=1024", "--output=256", "--shared=0", "--peak=9", "--weekend=1", "--growth=0",
+     "--months=1"],
+)  # fmt: skip
+def test_an_option_of_a_forecast_is_refused_with_a_log(option: str, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", LOG_LINE)
+    name = option.partition("=")[0]
+    said = refused(*CONTRACTS, f"--traffic={log}", option)
+    assert said.startswith(f"{name} is of a forecast, and --traffic is recorded")
+
+
+@pytest.mark.parametrize("name", ["--years", "--power", "--kwh", "--pue", "--operation"])
+def test_an_option_of_own_machines_is_refused_without_one(name: str) -> None:
+    said = refused(*CONTRACTS, "--rate=4", f"{name}=2")
+    assert said.startswith(f"{name} is of a machine that is bought; give --capital")
+
+
+@pytest.mark.parametrize("name", ["--interruptions", "--interruption", "--spot-availability"])
+def test_an_option_of_spot_is_refused_without_its_price(name: str) -> None:
+    said = refused("contracts", "llama-3.1-8b", P5, "--rate=4", f"{name}=1")
+    assert said.startswith(f"{name} is of spot, of which no price is known; give --spot")
+
+
+def test_no_name_and_no_number_is_cut_off() -> None:
+    said = octavo("contracts", "llama-3.1-8b", "--hardware=p5.48xlarge", "--rate=4000",
+                  "--reserved=30", "--capital=300000", "--kwh=0.2", "--growth=1", "--months=6",
+                  "--api=groq/llama-3.1-8b-instant")  # fmt: skip
+    assert "…" not in said and "speed of an engine $" in said
+    assert re.search(r"reserved price \$[0-9,]{9,} – \$[0-9,]{9,}", said)
+
+
+def test_machines_may_cost_nothing(tmp_path: Path) -> None:
+    said = octavo("contracts", "llama-3.1-8b", P5, "--rate=40", "--price=0", "--reserved=1",
+                  f"--plot={tmp_path / 'free.png'}")  # fmt: skip
+    assert "Cheapest: on demand, $0 a month, as much as hybrid;" in said
+    octavo("contracts", "llama-3.1-8b", P5, "--rate=40", "--price=0", "--reserved=0",
+           f"--plot={tmp_path / 'free.png'}")  # fmt: skip
+
+
+def test_a_saving_is_a_share_of_what_it_is_saved_from() -> None:
+    from octavo.cli import plan_contract_tables as tables
+    from octavo.planner.simulation import Simulated
+
+    def told(*usd: float) -> str:
+        tried = [Simulated(floor, each, 0.0, 0.0) for floor, each in enumerate(usd)]
+        terms = SimpleNamespace(uses_spot=False)
+        return tables._simulated(SimpleNamespace(simulated=tried, floor=0, terms=terms))  # type: ignore[arg-type]
+
+    assert "though a floor of 1 costs 26.5% less" in told(7942.0, 5840.0)
+    assert "no other that was tried costs even 0.1% less" in told(10_000.0, 9_999.0)
+    assert "no other that was tried costs less" in told(10_000.0, 10_000.0)
+
+
+def test_a_floor_is_one_for_a_year_that_grows() -> None:
+    found = json.loads(octavo("contracts", "llama-3.1-8b", P5, "--rate=40", "--growth=0.15",
+                              "--months=12", "--reserved=4", "--json=-"))  # fmt: skip
+    hybrid = next(each for each in found["contracts"] if each["name"] == "hybrid")
+    assert hybrid["committed_machines"] == found["floor"]
+    # A floor of its own would cost less in the last month: that is not what was bought.
+    last = json.loads(octavo("contracts", "llama-3.1-8b", P5, f"--rate={40 * 1.15**11}",
+                             "--reserved=4", "--json=-"))  # fmt: skip
+    alone = next(each for each in last["contracts"] if each["name"] == "hybrid")
+    assert alone["committed_machines"] > hybrid["committed_machines"]
+    assert hybrid["worst_usd_per_month"] > 1.1 * alone["usd_per_month"]
+
+
+def test_spot_that_loses_is_said_to_be_unused() -> None:
+    hardware = "--hardware=p5.48xlarge"
+    said = octavo("contracts", "llama-3.1-8b", hardware, "--rate=40", "--interruptions=5.9999")
+    assert "spot is not used: at 25.75 dollars an hour and 5.9999 interruptions" in said
+    assert "spot is taken as" not in said
+    assert "spot is taken as 25.75" in octavo("contracts", "llama-3.1-8b", hardware, "--rate=40")
+
+
+def test_a_config_without_a_dtype_is_given_one(tmp_path: Path) -> None:
+    text = (ROOT / "models" / "octavo-tiny" / "config.json").read_text(encoding="utf-8")
+    config = {key: each for key, each in json.loads(text).items() if "dtype" not in key}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    own = ["contracts", path, P5, "--rate=4", "--prompt=100", "--output=50"]
+    assert "no peak for float32 is known" in refused(*own)
+    assert "Only on demand has a price" in octavo(*own, "--dtype=bfloat16")
+
+
+@pytest.mark.parametrize("out", [[], ["--json=-"]])
+def test_files_are_there_although_the_reader_has_left(out: list[str], tmp_path: Path) -> None:
+    picture = tmp_path / "c.png"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", "from octavo.cli.app import app; app()", "plan", *CONTRACTS,
+         "--rate=4", f"--plot={picture}", *out],
+        stdout=write, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "backend")},
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 0 and done.stderr == ""
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_log_of_seconds_is_warned_about(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.jsonl", LOG_LINE)
+    page = tmp_path / "c.html"
+    said = octavo(*CONTRACTS, f"--traffic={log}", f"--html={page}", "--reserved=0.1")
+    # The hybrid is all reserved then: what costs the same has not become the cheapest.
+    assert "Cheapest: reserved, $146.00 a month, as much as hybrid;" in said
+    assert "20% hybrid" not in page.read_text(encoding="utf-8")
+    warning = "Warning: the log spans 4 s, and a month is made of 657,000 times the same"
+    assert warning in said and warning in page.read_text(encoding="utf-8")
+    write_log(log, LOG_LINE, {**LOG_LINE, "arrival_s": 1.8e9 + 3600})
+    assert "Warning" not in octavo(*CONTRACTS, f"--traffic={log}")
 
 
 def test_an_empty_log_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +15,7 @@ from octavo.cli.plan_options import (
     KV,
     TPOT,
     TTFT,
+    Dtype,
     MaxBatchedTokens,
     MaxNumSeqs,
     Weights,
@@ -135,10 +136,7 @@ def model(
     ] = 0.7,
     ttft: TTFT = DEFAULT_TTFT_S,
     tpot: TPOT = DEFAULT_TPOT_S,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
-        typer.Option(help="What it is computed in.", rich_help_panel=_ENGINE),
-    ] = "auto",
+    dtype: Dtype = "auto",
     weights: Weights = "auto",
     kv: KV = "auto",
     max_num_seqs: MaxNumSeqs = None,

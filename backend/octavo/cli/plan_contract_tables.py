@@ -14,8 +14,10 @@ from octavo.planner.cost import MONTH_HOURS
 
 def show(console: Console, compared: Compared) -> None:
     console.print(headline(compared), style="bold", soft_wrap=True)
+    for warning in compared.warnings:
+        console.print(f"Warning: {warning}.", style="yellow", soft_wrap=True)
     console.print()
-    console.print(_contracts(compared))
+    _print(console, _contracts(compared))
     console.print()
     console.print(verdict(compared), style="bold", soft_wrap=True)
     if compared.simulated:
@@ -26,10 +28,17 @@ def show(console: Console, compared: Compared) -> None:
         for each in compared.break_evens:
             console.print(f"  {break_even_sentence(each)}", soft_wrap=True)
     console.print()
-    console.print(_swings(compared))
+    _print(console, _swings(compared))
     console.print()
     for note in compared.notes:
         console.print(f"Note: {note}", style="dim", soft_wrap=True)
+
+
+def _print(console: Console, table: Table) -> None:
+    """As wide as it is: a narrow console would cut off names."""
+    wide = console.options.update(max_width=1000)
+    console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
 
 
 def headline(compared: Compared) -> str:
@@ -56,7 +65,9 @@ def _share(part: float, whole: float) -> str:
 
 
 def _contracts(compared: Compared) -> Table:
-    table = plain_table("Contract", "$ a month", "$ per M good", "worst month", "machines")
+    table = plain_table(
+        "Contract", "$ a month", "$ per M good", "worst month", "machines, committed–most"
+    )
     for each in compared.found:
         table.add_row(
             each.name, usd(each.usd_per_month), usd(each.usd_per_million_good_tokens),
@@ -76,35 +87,68 @@ def verdict(compared: Compared) -> str:
     if len(compared.found) == 1:
         return f"Only {first.name} has a price; give others to compare with."
     second = compared.found[1]
-    saved = 1 - first.usd_per_month / second.usd_per_month if second.usd_per_month else 0.0
+    saved = _saved(first.usd_per_month, second.usd_per_month)
+    less = f"{saved:.0%} less than" if saved >= 0.005 else "less than 1% below"
+    if saved < 1e-9:
+        less = "as much as"
     fragile = [swing.figure for swing in compared.swings if swing.cheapest() != {first.name}]
     steady = f"a swing of {SWING:.0%} in no single figure changes that"
     if fragile:
         steady = f"but a swing of {SWING:.0%} changes that in: {', '.join(fragile)}"
     return (
-        f"Cheapest: {first.name}, {usd(first.usd_per_month)} a month, {saved:.0%} less than "
-        f"{second.name}; {steady}."
+        f"Cheapest: {first.name}, {usd(first.usd_per_month)} a month, {less} {second.name}; "
+        f"{steady}."
     )
+
+
+def _saved(usd: float, than_usd: float) -> float:
+    """The share of `than_usd` that paying `usd` saves."""
+    return 1 - usd / than_usd if than_usd else 0.0
 
 
 def floor_sentence(compared: Compared) -> str:
-    own = next(each for each in compared.simulated if each.floor == compared.floor)
-    best = min(compared.simulated, key=lambda each: each.usd_per_month)
     terms = compared.terms
-    rule = "no floor" if not compared.floor else f"a floor of {compared.floor}"
+    rule = _floor(compared.rule_floor)
     if terms.floor_usd_per_hour is None:
         rule += " (nothing to commit to has a price)"
-    agrees = "and no other that was tried costs less"
-    if best.floor != own.floor:
-        more = own.usd_per_month / best.usd_per_month - 1
-        agrees = f"though {best.floor} costs {more:.1%} less"
-    luck = f" with interruptions ({own.interruptions:,.3g} a month)" if terms.uses_spot else ""
-    spread = f" ± {usd(own.deviation_usd)}" if terms.uses_spot else ""
     return (
         f"Hybrid: the newsvendor rule takes {rule}; a machine above it is "
-        f"{usd(terms.burst_usd_per_hour)} an hour. Simulated{luck}: {usd(own.usd_per_month)}"
-        f"{spread} a month, {agrees}."
+        f"{usd(terms.burst_usd_per_hour)} an hour.{_other_floor(compared)}{_simulated(compared)}"
     )
+
+
+def _floor(machines: int) -> str:
+    return f"a floor of {machines}" if machines else "no floor"
+
+
+def _other_floor(compared: Compared) -> str:
+    """Why it is not the rule's, where it is not."""
+    if compared.floor == compared.rule_floor:
+        return ""
+    return (
+        f" The rule leaves out what starts cost ({compared.terms.start_s:g} s each, or the lull if "
+        f"that is shorter); with them {_floor(compared.floor)} is the cheapest and is taken."
+    )
+
+
+def _simulated(compared: Compared) -> str:
+    own = next(each for each in compared.simulated if each.floor == compared.floor)
+    best = min(compared.simulated, key=lambda each: each.usd_per_month)
+    saved = _saved(best.usd_per_month, own.usd_per_month)
+    agrees = "and no other that was tried costs less"
+    if best.floor != own.floor and saved > 1e-9:
+        agrees = "and no other that was tried costs even 0.1% less"
+        if saved >= 0.001:
+            agrees = f"though {_floor(best.floor)} costs {saved:.1%} less"
+    if len(compared.simulated) == 1:
+        agrees = "and there is no other to try"
+    luck = (
+        f" with interruptions ({own.interruptions:,.3g} a month)"
+        if compared.terms.uses_spot
+        else ""
+    )
+    spread = f" ± {usd(own.deviation_usd)}" if compared.terms.uses_spot else ""
+    return f" Simulated{luck}: {usd(own.usd_per_month)}{spread} a month, {agrees}."
 
 
 def break_even_sentence(each: BreakEven) -> str:

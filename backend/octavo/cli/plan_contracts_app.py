@@ -13,6 +13,7 @@ from octavo.cli.plan_options import (
     KV,
     TPOT,
     TTFT,
+    Dtype,
     MaxBatchedTokens,
     MaxNumSeqs,
     Weights,
@@ -46,6 +47,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _contracts(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name, folder or config.json.")],
     hardware: Annotated[str, typer.Option(help="Machine that would be rented or bought.")],
     traffic: Annotated[
@@ -86,6 +88,7 @@ def _contracts(
     ] = 1,
     ttft: TTFT = DEFAULT_TTFT_S,
     tpot: TPOT = DEFAULT_TPOT_S,
+    dtype: Dtype = "auto",
     weights: Weights = "auto",
     kv: KV = "auto",
     max_num_seqs: MaxNumSeqs = None,
@@ -203,6 +206,7 @@ def _contracts(
     from octavo.cli.plan_terms import Options
 
     options = Options(
+        given=_given(context),
         model=model,
         hardware=hardware,
         traffic=traffic,
@@ -216,6 +220,7 @@ def _contracts(
         months=months,
         ttft_s=ttft,
         tpot_s=tpot,
+        dtype=dtype,
         weight_format=weights,
         kv_cache_dtype=kv,
         max_num_seqs=max_num_seqs,
@@ -244,3 +249,13 @@ def _contracts(
         html_file=html_file,
     )
     raise typer.Exit(command.run(options))
+
+
+def _given(context: typer.Context) -> frozenset[str]:
+    """Names of the options that the command line has."""
+    found = set()
+    for each in context.command.params:
+        source = context.get_parameter_source(each.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            found.add(each.opts[0])
+    return frozenset(found)

@@ -21,6 +21,10 @@ KV = Annotated[
     Literal["auto", "int8", "fp8"],
     typer.Option(help="Format of keys and values.", rich_help_panel=_ENGINE),
 ]
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    typer.Option(help="What it is computed in.", rich_help_panel=_ENGINE),
+]
 MaxNumSeqs = Annotated[
     int | None,
     typer.Option(

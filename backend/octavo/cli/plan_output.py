@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from octavo.errors import ConfigError
@@ -14,11 +17,27 @@ EXIT_PLANNED, EXIT_BAD_INPUT = 0, 2
 NONE = "–"
 
 
+class PipeConsole(Console):
+    """Falls silent when its reader has had enough, as `head` has."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _silence_stdout()
+
+
+def _silence_stdout() -> None:
+    """What is still buffered goes nowhere, or Python would complain as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """- is stdout. What is infinite is null. Raises ConfigError."""
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if file == Path("-"):
-        print(text, end="")
+        try:
+            print(text, end="", flush=True)
+        except BrokenPipeError:
+            _silence_stdout()
         return
     try:
         file.write_text(text, encoding="utf-8")

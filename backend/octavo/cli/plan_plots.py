@@ -72,7 +72,7 @@ def _bars(axes: Axes, compared: Compared) -> None:
     for place, (value, far) in enumerate(zip(values, worst, strict=True)):
         axes.annotate(usd(value), (max(value, far), place), xytext=(5, 0), va="center",
                       textcoords="offset points", color=_TEXT)  # fmt: skip
-    axes.set_xlim(0, 1.18 * max(*worst, *values))
+    axes.set_xlim(0, 1.18 * max(*worst, *values) or 1)
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.set_title("Dollars a month; thin: the worst month")
     axes.grid(axis="x")
@@ -88,7 +88,8 @@ def _by_scale(axes: Axes, compared: Compared) -> None:
     axes.annotate("this traffic", (total, 0.02), xycoords=("data", "axes fraction"),
                   xytext=(4, 0), textcoords="offset points", color=_TEXT)  # fmt: skip
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if any(usd > 0 for _, found in compared.by_scale for usd in found.values()):
+        axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlabel("million output tokens a month, at the same shape")
@@ -102,10 +103,9 @@ def _swings(axes: Axes, compared: Compared) -> None:
     first = compared.found[0]
     here = first.usd_per_month
     ends = [
-        (swing.figure, [min((usd, name) for name, usd in end.items()) for end in
-                        (swing.lower, swing.higher)])
+        (swing.figure, [_cheapest(swing.lower), _cheapest(swing.higher)])
         for swing in compared.swings
-    ]  # fmt: skip
+    ]
     ends.sort(key=lambda each: abs(each[1][1][0] - each[1][0][0]))
     for place, (_, ((low, low_name), (high, high_name))) in enumerate(ends):
         for value, name, sign, alpha in ((low, low_name, "−", 0.55), (high, high_name, "+", 1.0)):
@@ -126,8 +126,14 @@ def _swings(axes: Axes, compared: Compared) -> None:
     axes.set_title(f"The cheapest contract's dollars a month if one figure moves by {SWING:.0%}")
 
 
+def _cheapest(found: dict[str, float]) -> tuple[float, str]:
+    """The first one of several."""
+    name = min(found, key=lambda each: found[each])
+    return found[name], name
+
+
 def _short(value: float, _: object) -> str:
-    for unit, name in ((1e6, "M"), (1e3, "k")):
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"${value / unit:,.3g}{name}"
     return f"${value:,.3g}"

@@ -5,6 +5,7 @@ roofline    bytes and FLOPs of a step          model      what weights, keys and
 capacity    KV memory, requests that fit       latency    steps, TTFT, TPOT; fitting: its constants
 cost        dollars                            hardware   peaks; prices: dated dollars
 setup, plan, limits, stages, advice            an engine under a workload
-traffic, contracts, comparison, simulation     a month under contracts
+traffic, contracts, lulls                      a month under contracts
+comparison, simulation                         what their comparison rests on
 attribution, live                              a running server: whose its time was, what limits it
 """

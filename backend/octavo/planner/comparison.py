@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from octavo.planner import cost
-from octavo.planner.contracts import Terms, contracts, machines_needed
+from octavo.planner.contracts import Terms, committed, contracts, machines_needed
 from octavo.planner.cost import MONTH_HOURS
 from octavo.planner.traffic import Traffic
 
@@ -38,15 +38,16 @@ class Swing:
 
 
 def worst_month(traffic: Traffic, terms: Terms) -> dict[str, float]:
-    """Dollars of each contract in the month that is its dearest. What is shorter than a month has
-    a month of its dearest day."""
+    """Dollars of each contract in the month that is its dearest, with what is committed to for all
+    of the traffic. What is shorter than a month has a month of its dearest day."""
     months = traffic.months()
     if len(months) == 1 and traffic.hours < MONTH_HOURS:
         months = [traffic.dearest_day()]
-    found: dict[str, float] = {}
+    commitment = committed(traffic, terms)
+    found = {each.name: each.usd_per_month for each in contracts(traffic, terms, commitment)}
     for month in months:
-        for each in contracts(month, terms):
-            found[each.name] = max(found.get(each.name, 0.0), each.usd_per_month)
+        for each in contracts(month, terms, commitment):
+            found[each.name] = max(found[each.name], each.usd_per_month)
     return found
 
 
@@ -129,7 +130,7 @@ def break_evens(traffic: Traffic, terms: Terms) -> list[BreakEven]:
     needed = machines_needed(traffic, terms)
     on_demand = terms.on_demand_usd_per_hour
     used = sum(needed) / (max(needed) * len(needed))
-    if terms.reserved_usd_per_hour is not None:
+    if terms.reserved_usd_per_hour is not None and on_demand:
         ratio = cost.reserved_break_even_ratio(terms.reserved_usd_per_hour, on_demand)
         found.append(
             BreakEven(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from octavo.planner import cost
 from octavo.planner.cost import HOUR_S, MONTH_HOURS
+from octavo.planner.lulls import hours_above, paid_hours
 from octavo.planner.traffic import Traffic, Volume
 
 
@@ -101,6 +102,22 @@ class Terms:
         return min((each for each in offers if each is not None), default=None)
 
     @property
+    def has_hybrid(self) -> bool:
+        return self.spot is not None or self.floor_usd_per_hour is not None
+
+    def floor_usd(self, machines: int, hours: float) -> float:
+        """Raises ValueError for a floor that no offer is there for."""
+        if not machines:
+            return 0.0
+        if self.floor_usd_per_hour is None:
+            raise ValueError(f"floor = {machines}: nothing to commit to has a price")
+        return machines * self.floor_usd_per_hour * hours
+
+    @property
+    def start_hours(self) -> float:
+        return self.start_s / HOUR_S
+
+    @property
     def uses_spot(self) -> bool:
         """Spot that loses more than it saves is left alone."""
         return self.spot is not None and (
@@ -114,6 +131,14 @@ class Terms:
             return self.on_demand_usd_per_hour
         share = self.spot.availability_ratio
         return share * self.spot.effective_usd_per_hour + (1 - share) * self.on_demand_usd_per_hour
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Machines for all of the time: below a hybrid, and for the peak where there is no other."""
+
+    floor: int
+    peak: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +162,8 @@ def machines_needed(traffic: Traffic, terms: Terms) -> list[int]:
 
 
 def newsvendor_floor(needed: Sequence[int], terms: Terms) -> int:
-    """Machines to commit to: the least that demand exceeds with no greater probability than
-    floor / burst price. 0 without an offer that is cheaper than bursting."""
+    """The rule's machines to commit to: the least that demand exceeds with no greater probability
+    than floor / burst price. 0 without an offer that is cheaper than bursting."""
     floor_usd, burst_usd = terms.floor_usd_per_hour, terms.burst_usd_per_hour
     if floor_usd is None or floor_usd >= burst_usd:
         return 0
@@ -147,32 +172,46 @@ def newsvendor_floor(needed: Sequence[int], terms: Terms) -> int:
     return sorted(needed)[at]
 
 
-def burst_usd(
-    needed: Sequence[int], floor: int, bucket_hours: float, terms: Terms, usd_per_hour: float
-) -> float:
-    """Of the machines above the floor, and of the time in which they start: a machine that comes
-    is paid for from when it is asked for."""
-    start_hours = min(terms.start_s / HOUR_S, bucket_hours)
-    above = [max(0, each - floor) for each in needed]
-    started = sum(max(0, later - now) for now, later in zip([0, *above], above, strict=False))
-    return usd_per_hour * (sum(above) * bucket_hours + started * start_hours)
+def cheapest_floor(needed: Sequence[int], bucket_hours: float, terms: Terms) -> int:
+    """Machines to commit to once starts are paid for, which the newsvendor's rule knows nothing of:
+    all that cost less committed to than above a floor. The rule's, if it costs as little."""
+    floor_usd, rule = terms.floor_usd_per_hour, newsvendor_floor(needed, terms)
+    if floor_usd is None:
+        return 0
+    hours, paid = bucket_hours * len(needed), paid_hours(needed, bucket_hours, terms.start_hours)
+    above_usd = terms.burst_usd_per_hour
+    floor = sum(each.machines for each in paid if each.hours * above_usd > floor_usd * hours)
+    usd, by_rule = (
+        terms.floor_usd(each, hours) + above_usd * hours_above(paid, each) for each in (floor, rule)
+    )
+    return floor if usd < by_rule * (1 - 1e-9) else rule
 
 
 def hybrid_usd(needed: Sequence[int], floor: int, bucket_hours: float, terms: Terms) -> float:
-    """A floor that is committed to, and spot with on demand behind it above."""
-    floor_usd = terms.floor_usd_per_hour or 0.0
-    committed = floor * floor_usd * bucket_hours * len(needed)
-    return committed + burst_usd(needed, floor, bucket_hours, terms, terms.burst_usd_per_hour)
+    """A floor that is committed to, and spot with on demand behind it above; with what machines
+    above it wait or start."""
+    paid = paid_hours(needed, bucket_hours, terms.start_hours)
+    above_usd = terms.burst_usd_per_hour * hours_above(paid, floor)
+    return terms.floor_usd(floor, bucket_hours * len(needed)) + above_usd
 
 
-def contracts(traffic: Traffic, terms: Terms) -> list[Contract]:
-    """Of each that is offered, the cheapest first."""
+def committed(traffic: Traffic, terms: Terms) -> Committed:
+    needed = machines_needed(traffic, terms)
+    return Committed(cheapest_floor(needed, traffic.bucket_hours, terms), max(needed))
+
+
+def contracts(
+    traffic: Traffic, terms: Terms, commitment: Committed | None = None
+) -> list[Contract]:
+    """Of each that is offered, the cheapest first.
+
+    commitment: that was made before, for more than this traffic
+    """
     needed, hours = machines_needed(traffic, terms), traffic.hours
+    own = commitment or committed(traffic, terms)
     most, total = max(needed), traffic.total
-    found = [
-        ("on demand", burst_usd(needed, 0, traffic.bucket_hours, terms,
-                                terms.on_demand_usd_per_hour), 0, most)
-    ]  # fmt: skip
+    paid = paid_hours(needed, traffic.bucket_hours, terms.start_hours)
+    found = [("on demand", terms.on_demand_usd_per_hour * hours_above(paid, 0), 0, most)]
     if terms.api is not None:
         usd = cost.api_usd(
             total.prompt_tokens, total.cached_tokens, total.output_tokens,
@@ -181,14 +220,16 @@ def contracts(traffic: Traffic, terms: Terms) -> list[Contract]:
             cache_read_input_token_cost=terms.api.cache_read_input_token_cost,
         )  # fmt: skip
         found.append(("token API", usd, 0, 0))
-    if terms.reserved_usd_per_hour is not None:
-        found.append(("reserved", most * terms.reserved_usd_per_hour * hours, most, most))
-    if terms.on_premise is not None:
-        found.append(("on premise", most * terms.on_premise.usd_per_hour * hours, most, most))
-    if terms.spot is not None or terms.floor_usd_per_hour is not None:
-        floor = newsvendor_floor(needed, terms)
-        usd = hybrid_usd(needed, floor, traffic.bucket_hours, terms)
-        found.append(("hybrid", usd, floor, most))
+    for name, usd_per_hour in (
+        ("reserved", terms.reserved_usd_per_hour),
+        ("on premise", None if terms.on_premise is None else terms.on_premise.usd_per_hour),
+    ):
+        if usd_per_hour is not None:
+            found.append((name, own.peak * usd_per_hour * hours, own.peak, own.peak))
+    if terms.has_hybrid:
+        usd = terms.floor_usd(own.floor, hours)
+        usd += terms.burst_usd_per_hour * hours_above(paid, own.floor)
+        found.append(("hybrid", usd, own.floor, max(own.floor, most)))
     per_month = MONTH_HOURS / hours
     good = total.answered_tokens
     return sorted(

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 
 from octavo.planner.contracts import Terms
 from octavo.planner.cost import HOUR_S, MONTH_HOURS
+from octavo.planner.lulls import lulls
 
 RUNS = 40
 
@@ -32,35 +33,48 @@ def simulate(
     return [_of_floor(needed, bucket_hours, terms, floor, seed) for floor in floors]
 
 
-def floors_to_try(needed: Sequence[int]) -> list[int]:
-    return list(range(max(needed) + 1))
+def floors_to_try(needed: Sequence[int], terms: Terms, *chosen: int) -> list[int]:
+    """Those that were chosen, two on each side, none, and the peak; none alone if nothing to commit
+    to has a price."""
+    if terms.floor_usd_per_hour is None:
+        return [0]
+    peak = max(needed)
+    near = (each + step for each in chosen for step in range(-2, 3))
+    return sorted({0, peak, *(each for each in near if 0 <= each <= peak)})
 
 
 def _of_floor(
     needed: Sequence[int], bucket_hours: float, terms: Terms, floor: int, seed: int
 ) -> Simulated:
     month = MONTH_HOURS / (bucket_hours * len(needed))
+    floor_usd = terms.floor_usd(floor, bucket_hours * len(needed))
+    above_hours = _hours_above(needed, bucket_hours, terms.start_hours, floor)
     bills, interruptions = [], []
     for run in range(RUNS):
-        usd, count = _one_run(needed, bucket_hours, terms, floor, random.Random(f"{seed}-{run}"))
-        bills.append(usd * month)
+        usd, count = _one_run(above_hours, terms, random.Random(f"{seed}-{run}"))
+        bills.append((floor_usd + usd) * month)
         interruptions.append(count * month)
     return Simulated(floor, mean(bills), stdev(bills), mean(interruptions))
 
 
-def _one_run(
-    needed: Sequence[int], bucket_hours: float, terms: Terms, floor: int, luck: random.Random
-) -> tuple[float, int]:
-    """Dollars and interruptions of one passage through the traffic."""
-    usd = floor * (terms.floor_usd_per_hour or 0.0) * bucket_hours * len(needed)
-    start_hours = min(terms.start_s / HOUR_S, bucket_hours)
-    spot, before, interrupted = terms.spot, 0, 0
-    for each in needed:
-        above = max(0, each - floor)
+def _hours_above(
+    needed: Sequence[int], bucket_hours: float, start_hours: float, floor: int
+) -> list[float]:
+    """Of machines above the floor in each stretch, with what they waited or started for it."""
+    found = [max(0, each - floor) * bucket_hours for each in needed]
+    for lull in lulls(needed):
+        machines = max(0, lull.high - max(lull.low, floor))
+        found[lull.at] += machines * lull.waiting_hours(bucket_hours, start_hours)
+    return found
+
+
+def _one_run(above_hours: Sequence[float], terms: Terms, luck: random.Random) -> tuple[float, int]:
+    """Dollars and interruptions above the floor in one passage through the traffic."""
+    usd, spot, interrupted = 0.0, terms.spot, 0
+    for hours in above_hours:
         has_spot = luck.random() < (0.0 if spot is None else spot.availability_ratio)
         has_spot &= terms.uses_spot
         draw = luck.random()
-        hours = above * bucket_hours + max(0, above - before) * start_hours
         if spot is not None and has_spot:
             count = _interruptions(hours, terms, draw)
             lost_hours = count * (spot.drain_s + spot.reload_s + spot.lost_s) / HOUR_S
@@ -68,7 +82,6 @@ def _one_run(
             interrupted += count
         else:
             usd += hours * terms.on_demand_usd_per_hour
-        before = above
     return usd, interrupted
 
 

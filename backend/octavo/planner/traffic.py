@@ -21,7 +21,12 @@ from octavo.planner.cost import HOUR_S, MONTH_HOURS
 
 DAY_HOURS = 24
 _ANSWERED = ("stop", "length")
-_NUMBERS = ("arrival_s", "prompt_tokens", "cached_tokens", "output_tokens", "e2e_s")
+# What a field may be at most: a time in milliseconds is no Unix time of ours.
+_MOST = {
+    "arrival_s": 1e11, "prompt_tokens": 1e9, "cached_tokens": 1e9, "output_tokens": 1e9,
+    "e2e_s": 1e9,
+}  # fmt: skip
+MOST_DAYS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +108,49 @@ class Traffic:
 
 
 def read_log(path: Path) -> list[LoggedRequest]:
-    """In the order of arrival. Raises ConfigError naming line, field and value, or that it is
-    empty."""
+    """In the order of arrival. Raises ConfigError naming line, field and value, or that nothing is
+    in it that ended well."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"traffic log {path}: {exc}") from None
     found = [
-        _logged(line, f"traffic log {path}, line {index}")
+        (_logged(line, f"traffic log {path}, line {index}"), index)
         for index, line in enumerate(lines, 1)
         if line.strip()
     ]
     if not found:
         raise ConfigError(f"traffic log {path}: it holds no request; let the server write some")
-    return sorted(found, key=lambda each: each.arrival_s)
+    found.sort(key=lambda each: each[0].arrival_s)
+    _check_span(path, found)
+    requests = [each for each, _ in found]
+    if not any(each.is_answered and each.output_tokens for each in requests):
+        raise ConfigError(
+            f"traffic log {path}: none of its {len(requests)} requests ended well (finish_reason "
+            f"{' or '.join(_ANSWERED)}) with a token; dollars are compared per good token"
+        )
+    return requests
+
+
+def _check_span(path: Path, found: Sequence[tuple[LoggedRequest, int]]) -> None:
+    """found: with the numbers of their lines, in the order of arrival"""
+    middle_s, most_s = found[len(found) // 2][0].arrival_s, MOST_DAYS * DAY_HOURS * HOUR_S
+    end, end_line = max(found, key=lambda each: each[0].arrival_s + each[0].e2e_s)
+    first, first_line = found[0]
+    end_s = end.arrival_s + end.e2e_s
+    if end_s - first.arrival_s <= most_s:
+        return
+    # The one that is farther from the others is the odd one.
+    line, field, value = end_line, "arrival_s", end.arrival_s
+    if end.arrival_s - first.arrival_s <= most_s:
+        field, value = "e2e_s", end.e2e_s
+    elif middle_s - first.arrival_s > end_s - middle_s:
+        line, value = first_line, first.arrival_s
+    raise ConfigError(
+        f"traffic log {path}, line {line}: {field} = {value!r}: with it the log spans "
+        f"{(end_s - first.arrival_s) / (DAY_HOURS * HOUR_S):,.0f} days, at most {MOST_DAYS} are "
+        "expected"
+    )
 
 
 def _logged(line: str, where: str) -> LoggedRequest:
@@ -132,7 +166,9 @@ def _logged(line: str, where: str) -> LoggedRequest:
     for name in ("tenant", "finish_reason"):
         if not isinstance(values[name], str):
             raise ConfigError(f"{where}: {name} = {values[name]!r}: text is expected")
-    numbers = {name: number(f"{where}: {name}", values[name]) for name in _NUMBERS}
+    numbers = {
+        name: number(f"{where}: {name}", values[name], most=most) for name, most in _MOST.items()
+    }
     ttft = values["ttft_s"]
     cached = number(f"{where}: cached_tokens", values["cached_tokens"],
                     most=numbers["prompt_tokens"])  # fmt: skip
@@ -149,7 +185,8 @@ def _logged(line: str, where: str) -> LoggedRequest:
 
 
 def recorded(requests: Sequence[LoggedRequest]) -> Traffic:
-    """In hours where there is a day of it, else in pieces of five minutes, or in twelve pieces."""
+    """In hours where there is a day of it, else in pieces of five minutes, or in twelve pieces; a
+    little shorter ones, so that the last one ends when the last request did."""
     assert requests
     first_s = requests[0].arrival_s
     span_s = max(max(each.arrival_s + each.e2e_s for each in requests) - first_s, 1.0)
@@ -158,6 +195,7 @@ def recorded(requests: Sequence[LoggedRequest]) -> Traffic:
     )
     # The end of the last one is no beginning of a further one.
     count = max(1, math.ceil(span_s / bucket_s - 1e-9))
+    bucket_s = span_s / count
     volumes: list[list[LoggedRequest]] = [[] for _ in range(count)]
     for each in requests:
         volumes[min(int((each.arrival_s - first_s) / bucket_s), count - 1)].append(each)
