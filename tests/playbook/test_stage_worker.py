@@ -13,7 +13,14 @@ from octavo.playbook import stages
 from octavo.playbook.options import Options, Settled, num_requests
 from octavo.playbook.samples import Sample
 from octavo.playbook.settle_worker import settle
-from octavo.playbook.stage_worker import EngineStage, Job, build_engine, kv_bytes, measure
+from octavo.playbook.stage_worker import (
+    EngineStage,
+    Job,
+    build_engine,
+    kv_bytes,
+    measure,
+    tokens_read,
+)
 from octavo.playbook.stages import STAGES, Stage
 from octavo.quantization.job import QuantizeOptions
 from octavo.quantization.writer import quantize_checkpoint
@@ -125,6 +132,12 @@ def test_decode_steps_are_seen(samples: dict[str, Sample]) -> None:
     for own in samples.values():
         assert own.decode is not None and own.decode.steps > 5
         assert own.decode.bytes > own.decode.steps * 1000 and 0 < own.decode.elapsed_s < 60
+
+
+def test_layers_with_windows_read_no_more_than_those() -> None:
+    assert tokens_read(100, {None: 4}) == 100
+    assert tokens_read(100, {8: 4}) == 7 and tokens_read(3, {8: 4}) == 3
+    assert tokens_read(100, {8: 3, None: 1}) == (3 * 7 + 100) / 4
 
 
 def test_loads_end_when_more_users_are_of_no_use(settled: Settled) -> None:

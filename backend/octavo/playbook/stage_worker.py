@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,13 +100,24 @@ def build_engine(job: Job) -> Engine:
     return engine
 
 
+def tokens_read(tokens: int, windows: Mapping[int | None, int]) -> float:
+    """Of so many before a new one, those that a layer reads, on average over the layers. windows:
+    how many layers have it"""
+    read = sum(
+        count * (tokens if window is None else min(tokens, window - 1))
+        for window, count in windows.items()
+    )
+    return read / sum(windows.values())
+
+
 @dataclass(slots=True)
 class _Observed:
     """What the engine's steps were given. Of those that only decode: sequences, and tokens before
-    the new ones."""
+    the new ones that a layer reads, on average over the layers."""
 
+    windows: Mapping[int | None, int]
     sequences: list[int] = field(default_factory=list)
-    contexts: list[int] = field(default_factory=list)
+    contexts: list[float] = field(default_factory=list)
     prefill_tokens: int = 0
     most_running: int = 0
 
@@ -118,7 +130,11 @@ class _Observed:
             self.prefill_tokens += plan.num_prefill_tokens
             if plan.decodes and not plan.prefills:
                 self.sequences.append(len(plan.decodes))
-                self.contexts.append(sum(each.num_computed_tokens for each in plan.decodes))
+                self.contexts.append(
+                    sum(
+                        tokens_read(each.num_computed_tokens, self.windows) for each in plan.decodes
+                    )
+                )
             self.most_running = max(self.most_running, len(scheduler.running))
             return plan
 
@@ -157,7 +173,7 @@ class EngineStage:
     def measure(self, users: int) -> Sample:
         engine, job = self._engine, self._job
         requests = job.requests(users)
-        observed = _Observed()
+        observed = _Observed(Counter(engine.runner.model_config.sliding_windows))
         decoded_s = engine.stats.busy_s["decode"]
         preempted = engine.scheduler.counters.preemptions.total()
         gc.collect()
