@@ -181,10 +181,20 @@ def test_a_model_that_cannot_read_is_asked_once(workers: Workers, options: Optio
     assert [row.judged for row in found.rows[5:]] == ["no signal"] * 2
 
 
-def test_a_calibration_text_is_gptqs(workers: Workers, options: Options) -> None:
-    measured(replace(options, calibration="other.txt"))
-    (job,) = [asked for name, asked in workers.asked if name == "quantization"]
-    assert (job["method"], job["calibration"], job["bits"]) == ("gptq", "other.txt", 4)
+def test_a_calibration_text_is_gptqs(workers: Workers, options: Options, tmp_path: Path) -> None:
+    """And another text makes other weights, which are judged and measured themselves."""
+    folders = []
+    for name in ("other.txt", "another.txt"):
+        text = tmp_path / name
+        text.write_text(name)
+        workers.asked.clear()
+        measured(replace(options, calibration=str(text)))
+        (job,) = [asked for worker, asked in workers.asked if worker == "quantization"]
+        assert (job["method"], job["calibration"], job["bits"]) == ("gptq", str(text), 4)
+        folders.append(job["out"])
+    assert folders[0] != folders[1]
+    assert [worker for worker, _ in workers.asked].count("quality") == 1
+    assert {stage for stage, *_ in workers.stages()} == {"weights-int4"}
 
 
 def test_without_a_text_nothing_is_judged(workers: Workers, options: Options) -> None:

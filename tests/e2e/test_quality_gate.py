@@ -51,7 +51,7 @@ def test_a_form_without_evidence_is_not_started(tmp_path: Path) -> None:
 
 def test_a_form_with_evidence_is_served_and_shows_it(tmp_path: Path) -> None:
     folder = copy_of_tiny(tmp_path / "m")
-    text = write_text(tmp_path / "text.jsonl")
+    text = write_text(tmp_path / "text.jsonl", longest=1_100)
     record = gate(folder, text, folder, baseline=str(folder), kv_cache_dtype="int8")
     ports, output = Ports.free(), tmp_path / "output"
     with output.open("w") as out:

@@ -24,7 +24,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("server")
     model = copy_of_tiny(folder / "model")
     own = {"kv_cache_dtype": "int8", "dtype": "float32"}
-    gate(model, write_text(folder / "text.jsonl"), model, baseline=str(model), **own)
+    text = write_text(folder / "text.jsonl", longest=1_100)
+    gate(model, text, model, baseline=str(model), **own)
     with serving(
         folder,
         "vllm",
