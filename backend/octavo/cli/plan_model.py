@@ -18,7 +18,7 @@ from octavo.cli.plan_machines import (
     read_constants,
     this_machine,
 )
-from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, write_json
+from octavo.cli.plan_output import EXIT_BAD_INPUT, EXIT_PLANNED, PipeConsole, write_json
 from octavo.cli.plan_results import Planned, Unplanned, machine_document, planned
 from octavo.config import SLO
 from octavo.errors import ConfigError, OctavoError
@@ -34,7 +34,7 @@ from octavo.planner.prices import Prices, load_prices
 from octavo.planner.setup import Setup, usual_batched_tokens, usual_sequences
 
 # Tables need the width; where nobody looks on, lines may be as long.
-_out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+_out = PipeConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from octavo.planner import cost
 from octavo.planner.cost import HOUR_S, MONTH_HOURS
-from octavo.planner.lulls import hours_above, paid_hours
+from octavo.planner.lulls import Alike, hours_above, paid_hours
 from octavo.planner.traffic import Traffic, Volume
 
 
@@ -181,18 +181,16 @@ def cheapest_floor(needed: Sequence[int], bucket_hours: float, terms: Terms) -> 
     hours, paid = bucket_hours * len(needed), paid_hours(needed, bucket_hours, terms.start_hours)
     above_usd = terms.burst_usd_per_hour
     floor = sum(each.machines for each in paid if each.hours * above_usd > floor_usd * hours)
-    usd, by_rule = (
-        terms.floor_usd(each, hours) + above_usd * hours_above(paid, each) for each in (floor, rule)
-    )
+    usd, by_rule = (hybrid_usd(paid, each, hours, terms) for each in (floor, rule))
     return floor if usd < by_rule * (1 - 1e-9) else rule
 
 
-def hybrid_usd(needed: Sequence[int], floor: int, bucket_hours: float, terms: Terms) -> float:
-    """A floor that is committed to, and spot with on demand behind it above; with what machines
-    above it wait or start."""
-    paid = paid_hours(needed, bucket_hours, terms.start_hours)
-    above_usd = terms.burst_usd_per_hour * hours_above(paid, floor)
-    return terms.floor_usd(floor, bucket_hours * len(needed)) + above_usd
+def hybrid_usd(paid: Sequence[Alike], floor: int, hours: float, terms: Terms) -> float:
+    """A floor that is committed to for so many hours, and spot with on demand behind it above.
+
+    paid: of all machines, by lulls.paid_hours
+    """
+    return terms.floor_usd(floor, hours) + terms.burst_usd_per_hour * hours_above(paid, floor)
 
 
 def committed(traffic: Traffic, terms: Terms) -> Committed:
@@ -227,8 +225,7 @@ def contracts(
         if usd_per_hour is not None:
             found.append((name, own.peak * usd_per_hour * hours, own.peak, own.peak))
     if terms.has_hybrid:
-        usd = terms.floor_usd(own.floor, hours)
-        usd += terms.burst_usd_per_hour * hours_above(paid, own.floor)
+        usd = hybrid_usd(paid, own.floor, hours, terms)
         found.append(("hybrid", usd, own.floor, max(own.floor, most)))
     per_month = MONTH_HOURS / hours
     good = total.answered_tokens
