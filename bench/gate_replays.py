@@ -43,6 +43,10 @@ POPULATIONS: dict[str, Draw] = {
     "lognormal, skewness 3.3": lambda random, n: random.lognormal(0, 0.75, n) - math.exp(0.28125),
     "lognormal, skewness 6.2": lambda random, n: random.lognormal(0, 1, n) - math.exp(0.5),
     "exponential, skewness −2": lambda random, n: 1 - random.exponential(1, n),
+    # Which loses twenty times the margin; the others lose nothing.
+    "all lost by 1 in 20": lambda random, n: (
+        ((random.random(n) < 0.05) / 0.05 - 1) * math.log1p(MARGIN) / _SPREAD_NATS
+    ),
 }
 
 

@@ -548,6 +548,19 @@ def test_files_are_there_although_the_reader_has_left(out: list[str], tmp_path: 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_plan_ends_quietly_when_its_reader_has_left() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", "from octavo.cli.app import app; app()", "plan", "llama-3.1-8b",
+         "--hardware=h200"],
+        stdout=write, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "backend")},
+    )  # fmt: skip
+    os.close(write)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 def test_a_log_of_seconds_is_warned_about(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.jsonl", LOG_LINE)
     page = tmp_path / "c.html"
